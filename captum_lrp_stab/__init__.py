@@ -1,0 +1,39 @@
+"""Layer-wise relevance propagation with injectable stabilizers, as a plugin for Captum."""
+
+from captum_lrp_stab import presets, stabilizers, types
+from captum_lrp_stab._version import __version__
+from captum_lrp_stab.lrp import LRP, LayerLRP
+from captum_lrp_stab.mapping import LayerFilter, attach_rules
+from captum_lrp_stab.planning import plan
+from captum_lrp_stab.rules import (
+    AlphaBetaRule,
+    EpsilonRule,
+    FlatRule,
+    GammaRule,
+    PassRule,
+    WSquareRule,
+    ZBoxRule,
+    ZeroRule,
+    ZPlusRule,
+)
+
+__all__ = [
+    "LRP",
+    "AlphaBetaRule",
+    "EpsilonRule",
+    "FlatRule",
+    "GammaRule",
+    "LayerFilter",
+    "LayerLRP",
+    "PassRule",
+    "WSquareRule",
+    "ZBoxRule",
+    "ZPlusRule",
+    "ZeroRule",
+    "__version__",
+    "attach_rules",
+    "plan",
+    "presets",
+    "stabilizers",
+    "types",
+]

@@ -1,0 +1,230 @@
+"""Affine maps ``z = f(x; w, b)``: what the rule-bearing layers compute, with the weights exposed.
+
+A rule replaces the weights of a layer (``w + gamma * w.clamp(min=0)``, say) and needs the map and
+its vector-Jacobian product under the new weights. An :class:`Affine` gives both as pure functions
+of explicit tensors, so that no parameter is ever written to and no module is ever called again.
+
+Convention: ``x`` has shape ``(N, *in_features)``, ``z`` and ``grad`` ``(N, *out_features)``;
+``weight`` is any tensor shaped like ``self.weight``, ``bias`` one like ``self.bias`` or ``None``.
+Average pools have the weights 1/n, batch norm in eval mode the weights gamma / sqrt(var + eps).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+ADAPTIVE: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+TRANSPOSED = {
+    1: torch.conv_transpose1d,
+    2: torch.conv_transpose2d,
+    3: torch.conv_transpose3d,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(ABC):
+    """An affine map with explicit weight and bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @abstractmethod
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``f(x; weight, bias)``."""
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of ``f(.; weight)`` with ``grad``, shaped like ``x``.
+
+        Only the shape, dtype and device of ``x`` matter, because the map is affine.
+        """
+        with torch.enable_grad():
+            point = torch.zeros_like(x, requires_grad=True)
+            z = self.apply(point, weight, None)
+        return torch.autograd.grad(z, point, grad)[0]
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> "Affine | None":
+        """Return the map followed by ``z * scale + shift`` per channel, or None if it has none."""
+        return None
+
+    def magnitude(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the sum of the absolute contributions to each output, shaped like ``z``."""
+        return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Affine):
+    """A fully connected layer, weight ``(out, in)``, on the last dimension of x."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ weight.T + bias``."""
+        return F.linear(x, weight, bias)
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return ``grad @ weight``."""
+        return grad.to(weight.dtype).matmul(weight).to(x.dtype)
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> "Dense":
+        """Return the map followed by ``z * scale + shift`` per output feature."""
+        bias = shift if self.bias is None else self.bias * scale + shift
+        return replace(self, weight=self.weight * scale[:, None], bias=bias)
+
+
+@dataclass(frozen=True)
+class Pad:
+    """A padding of the trailing dimensions that comes before a convolution."""
+
+    amounts: tuple[int, ...]
+    mode: str = "constant"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``x`` padded; constant padding is with zeros."""
+        return F.pad(x, self.amounts, mode=self.mode)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Affine):
+    """A convolution or transposed convolution over 1 to 3 dimensions, after an optional padding.
+
+    A padding that repeats the input counts each copy as an input of its own, and their relevance
+    is summed.
+    """
+
+    dims: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = (0, 0, 0)
+    pad: Pad | None = None
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution of the padded input."""
+        if self.pad is not None:
+            x = self.pad(x)
+        if self.transposed:
+            return TRANSPOSED[self.dims](
+                x,
+                weight,
+                bias,
+                self.stride,
+                self.padding,
+                self.output_padding[: self.dims],
+                self.groups,
+                self.dilation,
+            )
+        return CONVOLUTIONS[self.dims](
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the transposed convolution of ``grad``, folded back over the padding."""
+        batched = x if x.dim() == self.dims + 2 else x.unsqueeze(0)
+        grad = grad.reshape(batched.shape[:1] + grad.shape[-self.dims - 1 :])
+        padded = batched if self.pad is None else self.pad(batched)
+        result: Tensor = torch.ops.aten.convolution_backward(
+            grad.to(weight.dtype),
+            padded.to(weight.dtype),
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding[: self.dims],
+            self.groups,
+            (True, False, False),
+        )[0]
+        if self.pad is not None:
+            with torch.enable_grad():
+                point = torch.zeros_like(batched, dtype=result.dtype, requires_grad=True)
+                result = torch.autograd.grad(self.pad(point), point, result)[0]
+        return result.reshape(x.shape).to(x.dtype)
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> "Convolution":
+        """Return the map followed by ``z * scale + shift`` per output channel."""
+        ones = (1,) * self.dims
+        if self.transposed:  # weight is (in, out / groups, ...)
+            inputs, outputs, *kernel = self.weight.shape
+            grouped = self.weight.reshape(self.groups, inputs // self.groups, outputs, *kernel)
+            factor = scale.reshape(self.groups, 1, outputs, *ones)
+            weight = (grouped * factor).reshape(self.weight.shape)
+        else:
+            weight = self.weight * scale.reshape(-1, 1, *ones)
+        bias = shift if self.bias is None else self.bias * scale + shift
+        return replace(self, weight=weight, bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool(Affine):
+    """An average pool: output k has the weight ``weight[k]`` on each element of its window."""
+
+    kernel: tuple[int, ...] | None  # None: adaptive
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+    output_size: tuple[int, ...] = ()
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the average pool of ``x``."""
+        dims = len(self.kernel or self.output_size)
+        if self.kernel is None:
+            result: Tensor = ADAPTIVE[dims](x, self.output_size)
+            return result
+        args = (
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+        )
+        if dims == 1:
+            return F.avg_pool1d(x, *args)
+        return (F.avg_pool2d if dims == 2 else F.avg_pool3d)(x, *args, self.divisor)
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the sum of each window times its weight."""
+        z = self.pool(x)
+        return z if weight is self.weight else z * (weight / self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Affine):
+    """Batch norm in eval mode: ``x * weight + bias`` per channel (dimension 1)."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x * weight + bias``."""
+        z = x * self._per_channel(weight, x)
+        return z if bias is None else z + self._per_channel(bias, x)
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return ``grad * weight``."""
+        return (grad * self._per_channel(weight, x)).to(x.dtype)
+
+    @staticmethod
+    def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+        return values.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Affine):
+    """The sum of several inputs, stacked along dimension 0 of x, each with the weight 1."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the weighted sum over dimension 0."""
+        return (x * weight).sum(0)
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return ``grad`` for every input."""
+        return grad.expand(x.shape) * weight

@@ -1,0 +1,217 @@
+"""The base class of all rules: Captum's ``PropagationRule`` protocol around the shared kernel.
+
+Stock ``captum.attr.LRP`` calls ``forward_hook_weights`` on every layer in a first forward pass,
+``forward_pre_hook_activations`` before and ``forward_hook`` after it in a second one, and expects
+to find ``relevance_input`` and ``relevance_output`` filled after the backward pass. Captum's own
+rules overwrite ``weight.data`` in the first pass; these replace the layer's output by a custom
+autograd function in the second, so that no parameter is ever touched.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr._utils.custom_modules import Addition_Module
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+from captum_lrp_stab import describe, kernel, stabilizers
+from captum_lrp_stab.affine import Affine, Sum
+from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.kernel import Group
+from captum_lrp_stab.stabilizers import StabilizerLike
+
+Backward = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Step(torch.autograd.Function):
+    """A value whose backward pass is a given function instead of its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, backward: Backward, z: Tensor, *inputs: Tensor) -> Tensor:
+        """Return a copy of ``z``."""
+        ctx.backward_function = backward
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return what the given function makes of the upstream value, for each input."""
+        return None, None, *ctx.backward_function(upstream[0].detach())
+
+
+class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type information
+    """A propagation rule: parameters, a stabilizer, and a formula (``groups``).
+
+    Subclasses implement :meth:`groups`. Instances work in stock ``captum.attr.LRP``, set as
+    ``module.rule``, and in :class:`captum_lrp_stab.LRP`; they hold parameters only.
+
+    Args:
+        stabilizer: A float e for ``Signed(e)``, one of :mod:`captum_lrp_stab.stabilizers`, or any
+            callable from denominators to denominators of the same shape and dtype.
+
+    Raises:
+        StabilizerError: ``stabilizer`` is neither a non-negative number nor a callable.
+    """
+
+    #: Whether the relevance is proportional to the layer's input, so that a gradient form exists.
+    proportional = True
+    #: Name of the layer the rule is set on, for error messages.
+    layer = ""
+
+    def __init__(self, stabilizer: StabilizerLike = 1e-6) -> None:
+        self.stabilizer = stabilizers.ensure(stabilizer)
+
+    def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
+        """Return the rule's formula on a layer.
+
+        Args:
+            op: The layer's affine map; its weights are never written to.
+            x: The layer's input, shape ``(N, *in_features)``.
+        """
+        raise RuleError(f"{type(self).__name__} has no formula: implement groups(op, x)")
+
+    def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
+        """Return the stabilized denominators, shaped like ``z``.
+
+        Raises:
+            StabilizerError: The stabilizer returned another shape, dtype or device.
+        """
+        return stabilizers.apply(self.stabilizer, z, magnitude)
+
+    def relevance(self, op: Affine, x: Tensor, z: Tensor, R: Tensor) -> Tensor:
+        """Return the relevance of ``x``, given that of ``z = op(x)``. Relevance form."""
+        return kernel.relevance(self.groups(op, x), op, x, z, R, self.stabilize)
+
+    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of ``x``, given that of ``z = op(x)``. Gradient form.
+
+        For a rule that is not proportional to its input, returns the relevance of ``x`` instead.
+        """
+        return kernel.coefficient(self.groups(op, x), op, x, z, c, self.stabilize)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the constructor's arguments by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        """Return the constructor call, with tensors shortened to their shape."""
+        described = {
+            name: f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            for name, value in self.parameters().items()
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in described.items())})"
+
+    # Captum's protocol ---------------------------------------------------------------------------
+
+    def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keep the layer's true inputs; a stock rule further down may change them in pass two."""
+        kept: dict[torch.device, Any] = module.activations  # type: ignore[assignment]
+        kept.setdefault(_device(inputs), []).append(tuple(x.detach() for x in _tensors(inputs)))
+
+    def forward_pre_hook_activations(self, module: nn.Module, inputs: Any) -> None:
+        """Put the layer's true inputs back, call by call."""
+        kept: dict[torch.device, Any] = module.activations  # type: ignore[assignment]
+        for x, activation in zip(_tensors(inputs), kept[_device(inputs)].pop(0), strict=True):
+            x.data = activation
+
+    def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
+        """Replace the layer's output by one whose backward pass is this rule."""
+        inputs = _tensors(inputs)
+        if not isinstance(outputs, Tensor):
+            raise RuleError(
+                f"{self.describe_place(module)}: its output is a {type(outputs).__name__}, but a "
+                "rule serves layers with one output tensor; use captum_lrp_stab.LRP"
+            )
+        relevance_of = self.backward_of(module, inputs, outputs.detach())
+
+        def backward(R: Tensor) -> tuple[Tensor, ...]:
+            for x in inputs:
+                if hasattr(x, "hook_registered"):
+                    raise RuleError(
+                        f"{self.describe_place(module)}: its input also feeds a layer with one of "
+                        "Captum's own rules, which rescales the shared gradient; give both layers "
+                        "rules of captum_lrp_stab, or use captum_lrp_stab.LRP"
+                    )
+            with torch.no_grad():
+                relevances = relevance_of(R)
+            self.relevance_output[R.device] = R
+            self.relevance_input[R.device] = (
+                relevances[0] if len(relevances) == 1 else list(relevances)
+            )
+            return relevances
+
+        return Step.apply(backward, outputs.detach(), *inputs)  # type: ignore[no-any-return]
+
+    def backward_of(self, module: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Backward:
+        """Return the function from the relevance of ``z`` to those of ``inputs``.
+
+        Raises:
+            RuleError: The layer computes no affine map this rule could serve.
+        """
+        x = inputs[0].detach()
+        if isinstance(module, Addition_Module):
+            x = torch.stack([t.detach().expand_as(z) for t in inputs])
+            op: Affine | None = Sum(torch.ones((), dtype=x.dtype, device=x.device), None)
+        else:
+            op = describe.of_module(module, x)
+        if op is None:
+            raise RuleError(
+                f"{self.describe_place(module)}: the rule serves linear layers, convolutions, "
+                "average pools and batch norm; give this layer PassRule() or no rule"
+            )
+        if type(module).forward not in _KNOWN_FORWARDS:
+            with torch.no_grad():
+                same = torch.allclose(op.apply(x, op.weight, op.bias), z, rtol=1e-3, atol=1e-4)
+            if not same:
+                raise RuleError(
+                    f"{self.describe_place(module)}: its forward() computes something else than "
+                    "its base class, so the rule's weights are unknown; use captum_lrp_stab.LRP, "
+                    "which follows the operations themselves"
+                )
+        described = op
+
+        def backward(R: Tensor) -> tuple[Tensor, ...]:
+            result = self.relevance(described, x, z, R)
+            if isinstance(described, Sum):
+                return tuple(r.sum_to_size(t.shape) for r, t in zip(result, inputs, strict=True))
+            return (result,)
+
+        return backward
+
+    def describe_place(self, module: nn.Module) -> str:
+        """Return the rule and the layer in words, for error messages."""
+        name = f" '{self.layer}'" if self.layer else ""
+        return f"{type(self).__name__} on layer{name} ({type(module).__name__})"
+
+    def _manipulate_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Change nothing (Captum's abstract method; its rules write to the weights here)."""
+
+
+class RoutingRule(Rule):
+    """Hand relevance through a layer that only moves or selects values (reshape, pad, max pool)."""
+
+    def backward_of(self, module: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Backward:
+        """Return the layer's own vector-Jacobian product, which routes relevance as it is."""
+        with torch.enable_grad():
+            points = tuple(x.detach().requires_grad_() for x in inputs)
+            # forward, not __call__: the module's hooks have fired already
+            routed = module.forward(*points)
+
+        def backward(R: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(routed, points, R, retain_graph=True)
+
+        return backward
+
+
+def _tensors(inputs: Any) -> tuple[Tensor, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _device(inputs: Any) -> torch.device:
+    return _tensors(inputs)[0].device
+
+
+_KNOWN_FORWARDS = {
+    cls.forward for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, nn.Module)
+} | {nn.modules.batchnorm._BatchNorm.forward, Addition_Module.forward}

@@ -1,0 +1,73 @@
+"""What is checked before and after a pass, with an error that says what to do."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_stab import types
+from captum_lrp_stab.errors import InputError, ModelError
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ModelError if the model is one whose operations cannot be followed.
+
+    Raises:
+        ModelError: The model is no module, is scripted or quantized, or has active dropout or
+            batch norm in train mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}")
+    training = []
+    for name, module in model.named_modules():
+        place = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
+        if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise ModelError(
+                f"{place} is a TorchScript module, whose operations cannot be seen; explain the "
+                "model it was scripted or traced from"
+            )
+        if "quantized" in type(module).__module__.split("."):
+            raise ModelError(
+                f"{place} is quantized, and integer arithmetic has no relevance; explain the "
+                "floating-point model"
+            )
+        if module.training and isinstance(module, types.Dropout + types.BatchNorm):
+            if getattr(module, "p", 1.0) != 0:
+                training.append(place)
+    if training:
+        more = f" and {len(training) - 3} more" if len(training) > 3 else ""
+        raise ModelError(
+            f"{', '.join(training[:3])}{more} in train mode would make the relevance random or "
+            "dependent on the batch; call model.eval()"
+        )
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """Raise InputError if an input is no floating-point tensor or has NaN or Inf."""
+    for index, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {index} is a {type(x).__name__}; give a tensor")
+        if not torch.is_floating_point(x):
+            raise InputError(
+                f"input {index} has dtype {x.dtype}; relevance needs a floating-point input: pass "
+                "integers, such as token ids, through additional_forward_args and attribute to "
+                "the embedding with LayerLRP"
+            )
+        finite = torch.isfinite(x)
+        if not bool(finite.all()):
+            first = tuple(int(i) for i in (~finite).nonzero()[0])
+            raise InputError(
+                f"input {index} has {int((~finite).sum())} non-finite values, the first "
+                f"({x[first].item()}) at {first}; clean the input first"
+            )
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise ModelError naming the first parameter or buffer with NaN or Inf, if there is one."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.is_floating_point(tensor) and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"parameter or buffer '{name}' has {bad} non-finite values; repair or reload the "
+                "weights"
+            )

@@ -1,0 +1,57 @@
+"""Errors and warnings, each naming the place, the value and the remedy.
+
+Every error derives from the built-in exception a caller would expect (``ValueError``,
+``TypeError``, ...) and from :class:`LRPError`, so that scripts can catch either.
+"""
+
+
+class LRPError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class StabilizerError(LRPError, ValueError):
+    """A stabilizer cannot be built, or returned something that is not a denominator."""
+
+
+class RuleError(LRPError, ValueError):
+    """A rule has an invalid parameter, or cannot serve the layer it is set on."""
+
+
+class RuleMapError(LRPError, ValueError):
+    """A ``name_map`` names layers that do not exist, twice, or with a rule that does not fit."""
+
+
+class LayerFilterError(LRPError, ValueError):
+    """A layer filter is invalid or selects nothing."""
+
+
+class ModelError(LRPError, ValueError):
+    """The model cannot be explained as it is: train mode, scripted, quantized, NaN parameters."""
+
+
+class InputError(LRPError, ValueError):
+    """The inputs or the target cannot be explained: NaN, integer dtype, target out of range."""
+
+
+class FallbackError(LRPError, RuntimeError):
+    """With ``strict=True``: an operation has no LRP rule and would get its plain gradient."""
+
+
+class NonFiniteRelevanceError(LRPError, ArithmeticError):
+    """The relevance contains NaN or Inf (``nonfinite="raise"``)."""
+
+
+class LRPWarning(UserWarning):
+    """Base class of every warning this package gives."""
+
+
+class StabilizerWarning(LRPWarning):
+    """An epsilon was raised because it does not work in the tensor's dtype."""
+
+
+class InputWarning(LRPWarning):
+    """The input lies outside the bounds a rule was given."""
+
+
+class NonFiniteRelevanceWarning(LRPWarning):
+    """The relevance contains NaN or Inf (``nonfinite="warn"``)."""

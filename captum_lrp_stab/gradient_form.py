@@ -1,0 +1,229 @@
+"""LRP in gradient form, in one forward and one backward pass of an unchanged model.
+
+The backward pass carries the coefficient c of each tensor, with relevance R = tensor * c; it starts
+with 1 at the target and ends with ``input * c``. Every operation that is linear through 0 on each
+of its pieces (ReLU, max pooling, +, mean, cat, reshape, ...) is exactly LRP-0 under plain autograd;
+layers with a rule, and other activations, get a custom backward pass.
+
+Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8; see ``kernel`` for the formulas.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab import activations
+from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.interception import Call, Interception, Site
+from captum_lrp_stab.trace import Trace
+
+
+class _RuleStep(torch.autograd.Function):
+    """A layer's output whose backward pass is the coefficient of its rule."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, trace: Trace | None
+    ) -> Tensor:
+        """Return the layer's own output."""
+        z = call()
+        site.keep(z)
+        ctx.save_for_backward(x)
+        ctx.site, ctx.trace, ctx.direct = site, trace, carrier is not None
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return the coefficient for x, or the relevance for the carrier."""
+        (x,) = ctx.saved_tensors
+        site, c = ctx.site, upstream[0]
+        result = site.rule.coefficient(site.op, x, site.pre_activation(x), c)
+        if ctx.trace is not None:
+            ctx.trace.backward(site.operation, c, result)
+        gradients = (None, result) if ctx.direct else (result, None)
+        return *gradients, None, None, None
+
+
+class _FactorStep(torch.autograd.Function):
+    """An activation whose backward pass multiplies by g(z) / z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)``."""
+        y = g(z)
+        ctx.save_for_backward(activations.factor(z, y, slope))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return ``c * g(z) / z``."""
+        (factor,) = ctx.saved_tensors
+        return upstream[0] * factor, None, None
+
+
+class _ProbeStep(torch.autograd.Function):
+    """A copy of a tensor that notes the tensor's relevance in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, note: Callable[[Tensor], None]) -> Tensor:
+        """Return a copy, so that writing to it in place leaves the value alone."""
+        copy = value.clone()
+        ctx.save_for_backward(value.detach().clone())
+        ctx.note = note
+        return copy
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Note ``value * c`` and hand c on."""
+        (value,) = ctx.saved_tensors
+        ctx.note(times(value, upstream[0]))
+        return upstream[0], None
+
+
+def times(x: Tensor, c: Tensor) -> Tensor:
+    """Return the relevance ``x * c``, 0 where either is 0."""
+    return (x * c).masked_fill_((x == 0) | (c == 0), 0)
+
+
+class Probe:
+    """The relevance of a layer's output or input, summed over its uses in one pass."""
+
+    def __init__(self, name: str, at_input: bool) -> None:
+        self.name = name
+        self.at_input = at_input
+        self.was_tuple = False
+        self.relevances: list[Tensor | None] = []
+
+    def start(self, tensors: tuple[Any, ...], was_tuple: bool) -> None:
+        """Make room for the tensors of one use of the layer."""
+        self.was_tuple = was_tuple
+        missing = len(tensors) - len(self.relevances)
+        self.relevances.extend([None] * missing)
+
+    def note(self, position: int, relevance: Tensor) -> None:
+        """Add the relevance of one use."""
+        known = self.relevances[position]
+        if known is not None and known.shape != relevance.shape:
+            raise RuleError(
+                f"layer '{self.name}' is used with shapes {tuple(known.shape)} and "
+                f"{tuple(relevance.shape)}; its relevance has no single shape, so attribute to "
+                "another layer"
+            )
+        self.relevances[position] = relevance if known is None else known + relevance
+
+
+class GradientForm(Interception):
+    """Carry coefficients; see the module's docstring."""
+
+    def prepare(
+        self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], trace: Trace | None
+    ) -> tuple[Tensor, ...]:
+        """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
+        self.trace = trace
+        self._probes = {(probe.name, probe.at_input): probe for probe in probes}
+        self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        # rules that are not proportional to x send relevance, not a coefficient: it is carried by
+        # the gradient of a tensor of zeros beside each model input
+        self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
+        stand_ins = tuple(leaf.clone() for leaf in self.leaves)
+        self._carried = [
+            (x, x._version, carrier) for x, carrier in zip(stand_ins, self.carriers, strict=True)
+        ]
+        return stand_ins
+
+    def relevances(self, score: Tensor) -> tuple[Tensor, ...]:
+        """Run the backward pass and return the relevance of each input."""
+        gradients = torch.autograd.grad(
+            score, (*self.leaves, *self.carriers), torch.ones_like(score), allow_unused=True
+        )
+        count = len(self.leaves)
+        totals = []
+        for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
+            total = torch.zeros_like(leaf) if c is None else times(leaf.detach(), c)
+            totals.append((total if direct is None else total + direct).detach())
+        return tuple(totals)
+
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the layer's output with its rule as backward pass."""
+        carrier = None
+        if not site.rule.proportional:
+            carrier = self._carrier(site.x)
+            if carrier is None:
+                raise RuleError(
+                    f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
+                    "that is not proportional to the layer's input, so it serves layers that read "
+                    "the model's input as it is; move it to the first layer, normalise the input "
+                    "outside the model, or take a proportional rule such as EpsilonRule"
+                )
+        out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self.trace)
+        if self.trace is not None:
+            self.trace.forward(site.operation, site.x, out)
+        return out
+
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
+        return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
+
+    def _carrier(self, x: Tensor) -> Tensor | None:
+        for tensor, version, carrier in self._carried:
+            if tensor is x and version == x._version:
+                return carrier
+        return None
+
+    # probes --------------------------------------------------------------------------------------
+
+    def on_input(self, name: str, inputs: Any) -> Any:
+        """Probe the layer's inputs if asked to."""
+        return self._probe_all(self._probes.get((name, True)), inputs)
+
+    def on_output(self, name: str, output: Any) -> Any:
+        """Probe the layer's output if asked to."""
+        return self._probe_all(self._probes.get((name, False)), output)
+
+    def on_merge(self, name: str, output: Tensor) -> Tensor:
+        """Probe a layer behind its batch norm, with which it is one layer."""
+        return self._probe_all(self._probes.get((name, False)), output)  # type: ignore[no-any-return]
+
+    def _probe_all(self, probe: Probe | None, values: Any) -> Any:
+        if probe is None:
+            return values
+        was_tuple = isinstance(values, tuple)
+        tensors = values if was_tuple else (values,)
+        probe.start(tensors, was_tuple and not (probe.at_input and len(tensors) == 1))
+        probed = tuple(self._probe(probe, i, value) for i, value in enumerate(tensors))
+        return probed if was_tuple else probed[0]
+
+    def _probe(self, probe: Probe, position: int, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+
+        def note(relevance: Tensor) -> None:
+            probe.note(position, relevance)
+
+        probed: Tensor = _ProbeStep.apply(value, note)
+        tag = getattr(value, "_lrp_site", None)
+        if tag is not None and tag[1] == value._version:  # a batch norm may merge with it still
+            probed._lrp_site = (tag[0], probed._version)  # type: ignore[attr-defined]
+        carrier = self._carrier(value)
+        if carrier is not None:
+            branch = _CarrierProbeStep.apply(carrier, note)
+            self._carried.append((probed, probed._version, branch))
+        return probed
+
+
+class _CarrierProbeStep(torch.autograd.Function):
+    """A carrier of relevance that notes what it carries."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, note: Callable[[Tensor], None]) -> Tensor:
+        """Return a copy of the carrier."""
+        ctx.note = note
+        return carrier.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Note the relevance and hand it on."""
+        ctx.note(upstream[0])
+        return upstream[0], None

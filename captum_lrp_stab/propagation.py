@@ -1,0 +1,183 @@
+"""One attribution from beginning to end: checks, the forward pass, the backward pass.
+
+:func:`propagate` is what :class:`captum_lrp_stab.LRP`, the study and the comparison call, with the
+form as an argument.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_tensor_into_tuples,
+    _select_targets,
+)
+from torch import Tensor, nn
+
+from captum_lrp_stab import checks
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.errors import FallbackError, InputError, ModelError
+from captum_lrp_stab.gradient_form import GradientForm, Probe
+from captum_lrp_stab.interception import Operation
+from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.trace import Trace
+
+
+@dataclass
+class Propagation:
+    """The result of one attribution."""
+
+    score: Tensor  # (N,), the target's output
+    relevances: tuple[Tensor, ...]  # shaped like the inputs
+    operations: list[Operation] = field(default_factory=list)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither the relevance nor the score has NaN or Inf."""
+        tensors = (self.score, *self.relevances)
+        return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def propagate(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    additional_forward_args: Any = None,
+    *,
+    rules: Mapping[str, Rule],
+    default: Rule | None = None,
+    merge_batch_norm: bool = True,
+    strict: bool = False,
+    probes: tuple[Probe, ...] = (),
+    trace: Trace | None = None,
+    form: type[GradientForm] = GradientForm,
+) -> Propagation:
+    """Propagate relevance from ``target`` to ``inputs``; the model and tensors stay as they are.
+
+    Args:
+        model: Any module, in eval mode where it has dropout or batch norm.
+        inputs: A tensor ``(N, ...)`` or a tuple of them, floating point.
+        target: Captum's target forms.
+        additional_forward_args: As in Captum.
+        rules: Rule by layer name.
+        default: Rule of linear layers and convolutions without one; None for ``EpsilonRule()``.
+        merge_batch_norm: Treat batch norm after a linear layer as one layer with it.
+        strict: Refuse operations that would get their plain gradient.
+        probes: Layers whose relevance is wanted too.
+        trace: Records non-finite values layer by layer.
+        form: How relevance is carried.
+
+    Raises:
+        InputError: An input is not a finite floating-point tensor, or the target does not fit.
+        ModelError: The model cannot be followed, or the score does not depend on the inputs.
+        FallbackError: With ``strict``, an operation has no LRP rule.
+    """
+    checks.check_model(model)
+    xs = _format_tensor_into_tuples(inputs)
+    checks.check_inputs(xs)
+    mode = form(model, rules, default or EpsilonRule(), merge_batch_norm)
+    with torch.inference_mode(False), torch.enable_grad():
+        output = _forward(mode, model, xs, additional_forward_args, probes, trace)
+        if strict:
+            _refuse_fallbacks(mode.operations)
+        score = _score(output, target)
+        if not score.requires_grad:
+            raise ModelError(
+                f"the output of {type(model).__name__} does not depend on the inputs through "
+                "differentiable operations; remove torch.no_grad(), detach() or argmax from its "
+                "forward"
+            )
+        relevances = mode.relevances(score)
+    return Propagation(score.detach(), relevances, mode.operations)
+
+
+def operations_of(
+    model: nn.Module,
+    inputs: Any,
+    additional_forward_args: Any = None,
+    *,
+    rules: Mapping[str, Rule],
+    merge_batch_norm: bool = True,
+) -> list[Operation]:
+    """Return what each operation of the model gets, from a forward pass alone.
+
+    Raises:
+        InputError: An input is not a finite floating-point tensor.
+        ModelError: The model cannot be followed.
+    """
+    checks.check_model(model)
+    xs = _format_tensor_into_tuples(inputs)
+    checks.check_inputs(xs)
+    mode = GradientForm(model, rules, EpsilonRule(), merge_batch_norm)
+    with torch.inference_mode(False), torch.enable_grad():
+        _forward(mode, model, xs, additional_forward_args, (), None)
+    return mode.operations
+
+
+def _forward(
+    mode: GradientForm,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: Any,
+    probes: tuple[Probe, ...],
+    trace: Trace | None,
+) -> Any:
+    extra = _format_additional_forward_args(additional_forward_args) or ()
+    stand_ins = mode.prepare(inputs, probes, trace)
+    with mode.watch(), mode:
+        return model(*stand_ins, *extra)
+
+
+def _refuse_fallbacks(operations: list[Operation]) -> None:
+    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in operations if o.fallback]
+    if fallbacks:
+        more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
+        raise FallbackError(
+            f"{len(fallbacks)} operations would get their plain gradient: "
+            f"{', '.join(fallbacks[:5])}{more}; leave out strict=True to allow it"
+        )
+
+
+def _score(output: Any, target: Any) -> Tensor:
+    """Return the target's output, shape ``(N,)``."""
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"the model returns a {type(output).__name__}; LRP explains one output tensor: wrap "
+            "the model so that it returns the tensor to explain"
+        )
+    shape = tuple(output.shape)
+    try:
+        score: Tensor = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"target {target!r} does not fit the model's output of shape {shape}: {error}"
+        ) from error
+    if score.dim() == 0:
+        return score.reshape(1)
+    if score[0].numel() != 1:
+        raise InputError(
+            f"target {target!r} leaves {score[0].numel()} values per sample of the model's output "
+            f"of shape {shape}; give a target that selects one"
+        )
+    return score.reshape(len(score))
+
+
+def explain_nonfinite(rerun: Callable[[Trace], Any], model: nn.Module) -> str:
+    """Return where NaN or Inf first arose, found by tracing a second run.
+
+    Raises:
+        ModelError: A parameter or buffer is the cause.
+    """
+    checks.check_parameters(model)
+    trace = Trace()
+    rerun(trace)
+    origin = trace.origin()
+    if origin is None:
+        return "it arose outside the layers with a rule"
+    values = "pre-activations" if origin.direction == "forward" else "relevance"
+    return (
+        f"{origin.after} non-finite values of {values} first arose in layer '{origin.name}' under "
+        f"{origin.rule}"
+    )

@@ -1,0 +1,148 @@
+"""Captum's own rules as rules of this package, so that scripts for stock LRP work unchanged."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum.attr._utils import lrp_rules as captum_rules
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+from captum_lrp_stab import mapping, types
+from captum_lrp_stab.affine import Affine
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.errors import RuleError, RuleMapError
+from captum_lrp_stab.kernel import Group, Term
+from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.rules import EpsilonRule, PassRule
+from captum_lrp_stab.stabilizers import Signed
+
+_NEEDS_NO_RULE = types.Activation + types.Dropout + types.MaxPool + types.Reshape + types.Padding
+Rules = NameMap | Callable[[nn.Module], NameMap] | None
+
+
+def rules_of(model: nn.Module, rules: Rules) -> dict[str, Rule]:
+    """Return the rules of a name_map, or of a preset, by layer name.
+
+    Raises:
+        RuleMapError: ``rules`` does not fit the model.
+    """
+    if callable(rules):
+        rules = rules(model)
+    if rules is None:
+        raise RuleMapError("rules is None; give a name_map or a preset such as presets.epsilon()")
+    return _translated(model, mapping.build_rules(model, rules))
+
+
+def rules_on(model: nn.Module) -> dict[str, Rule]:
+    """Return the rules set on the modules of a model (``module.rule``), by layer name.
+
+    Raises:
+        RuleError: ``module.rule`` is no propagation rule, or cannot be translated.
+        RuleMapError: A rule does not fit its layer.
+    """
+    found: dict[str, PropagationRule] = {}
+    for name, module in mapping.leaf_modules(model):
+        rule = getattr(module, "rule", None)
+        if rule is None:
+            continue
+        if not isinstance(rule, PropagationRule):
+            raise RuleError(
+                f"'{name}'.rule is {rule!r}; set an instance of a PropagationRule, such as "
+                "EpsilonRule(), or delete the attribute"
+            )
+        mapping.check_fit(f"module.rule ({type(rule).__name__})", rule, name, module)
+        found[name] = rule
+    return _translated(model, found)
+
+
+def _translated(model: nn.Module, rules: dict[str, PropagationRule]) -> dict[str, Rule]:
+    """Return rules of this package; Captum's own on layers that need none have no effect."""
+    modules = {name: model.get_submodule(name) for name in rules}
+    return {
+        name: translate(rule, name, modules[name])
+        for name, rule in rules.items()
+        if isinstance(rule, Rule) or not isinstance(modules[name], _NEEDS_NO_RULE)
+    }
+
+
+def translate(rule: PropagationRule, name: str, module: nn.Module) -> Rule:
+    """Return ``rule`` itself, or for one of Captum's (or of a user's on Captum's base) an equal.
+
+    Raises:
+        RuleError: The rule overrides Captum's hooks, so that its formula is unknown.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    translated: Rule
+    if type(rule) is captum_rules.EpsilonRule:
+        translated = EpsilonRule(epsilon=float(rule.STABILITY_FACTOR))
+    elif type(rule) is captum_rules.IdentityRule:
+        translated = PassRule()
+    else:
+        overridden = [
+            hook
+            for hook in _HOOKS
+            if getattr(type(rule), hook) is not getattr(PropagationRule, hook)
+        ]
+        if overridden:
+            raise RuleError(
+                f"{type(rule).__name__} on layer '{name}' overrides {', '.join(overridden)}, so "
+                "its formula is unknown here; derive it from captum_lrp_stab's rules, or use it "
+                "with captum.attr.LRP"
+            )
+        translated = ManipulatedWeightsRule(rule, module)
+    translated.layer = name
+    return translated
+
+
+_HOOKS = (
+    "forward_hook",
+    "forward_hook_weights",
+    "forward_pre_hook_activations",
+    "_create_backward_hook_input",
+    "_create_backward_hook_output",
+)
+
+
+class ManipulatedWeightsRule(Rule):
+    """A rule given by what Captum's ``_manipulate_weights`` does to a layer's parameters.
+
+    Args:
+        rule: The stock rule; its ``STABILITY_FACTOR`` is the stabilizer.
+        module: The layer; a stand-in with copies of its parameters is manipulated in its place.
+    """
+
+    def __init__(self, rule: PropagationRule, module: nn.Module) -> None:
+        super().__init__(Signed(float(rule.STABILITY_FACTOR)))
+        self.rule = rule
+        self.module = module
+
+    def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
+        """Return one group with the manipulated weights."""
+        stand_in: Any = copy.copy(self.module)
+        present = {"weight": op.weight, "bias": op.bias}
+        stand_in._parameters = {
+            name: None if tensor is None else nn.Parameter(tensor.clone())
+            for name, tensor in present.items()
+            if name in self.module._parameters
+        }
+        with torch.no_grad():
+            self.rule._manipulate_weights(stand_in, (x,), None)
+        weight = stand_in._parameters.get("weight")
+        bias = stand_in._parameters.get("bias")
+        return (
+            Group(
+                (
+                    Term(
+                        op.weight if weight is None else weight.detach(),
+                        op.bias if bias is None else bias.detach(),
+                    ),
+                )
+            ),
+        )
+
+    def __repr__(self) -> str:
+        """Return the name of Captum's rule."""
+        return f"captum.{type(self.rule).__name__}()"

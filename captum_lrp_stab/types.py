@@ -1,0 +1,73 @@
+"""Tuples of module types under the names the field uses, for filters and presets.
+
+Each name is a plain tuple, usable in ``isinstance`` and in
+:meth:`captum_lrp_stab.LayerFilter.set_target_types`. Subclasses count as their base class.
+
+Example:
+    >>> from torch import nn
+    >>> isinstance(nn.Conv3d(1, 1, 1), Linear), isinstance(nn.Linear(1, 1), Convolution)
+    (True, False)
+"""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+ConvolutionForward = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ConvolutionTranspose = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Convolution = ConvolutionForward + ConvolutionTranspose
+FullyConnected = (nn.Linear,)
+Linear = FullyConnected + Convolution
+"""Linear layers and all convolutions, as in the field."""
+
+FixedAvgPool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+AdaptiveAvgPool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+AvgPool = FixedAvgPool + AdaptiveAvgPool
+MaxPool = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
+BatchNorm: tuple[type[nn.Module], ...] = (_BatchNorm,)
+Dropout: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
+Activation: tuple[type[nn.Module], ...] = (
+    nn.CELU,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardshrink,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.Mish,
+    nn.PReLU,
+    nn.ReLU,
+    nn.RReLU,
+    nn.SELU,
+    nn.SiLU,
+    nn.Softshrink,
+    nn.Softsign,
+    nn.Tanh,
+    nn.Tanhshrink,
+)
+"""Element-wise activations g with g(0) = 0: relevance passes them unchanged."""
+
+Padding: tuple[type[nn.Module], ...] = (
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+)
+Reshape: tuple[type[nn.Module], ...] = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+)
+"""Modules that only move values: relevance moves with them."""
+
+RuleBearing = Linear + AvgPool + BatchNorm
+"""Layers that divide relevance by a pre-activation, and so take a rule and a stabilizer."""
