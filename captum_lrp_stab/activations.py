@@ -63,22 +63,21 @@ CLAMPS = {
     Tensor.clip,
     Tensor.clip_,
 }
-INPLACE = {f for f in SLOPES if f.__name__.endswith("_")}
-
-LINEAR_SIDES = {
-    F.relu,
-    torch.relu,
-    torch.relu_,
-    Tensor.relu,
-    Tensor.relu_,
+RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+LINEAR_SIDES = RECTIFIERS | {
     F.leaky_relu,
     F.leaky_relu_,
     F.prelu,
     torch.prelu,
     Tensor.prelu,
     F.rrelu,
+    F.rrelu_,
+    torch.rrelu,
+    torch.rrelu_,
 }
 """Activations whose derivative is the factor already."""
+
+INPLACE = {f for f in SLOPES | dict.fromkeys(LINEAR_SIDES) if f.__name__.endswith("_")}
 
 
 def factor(z: Tensor, y: Tensor, slope: float) -> Tensor:

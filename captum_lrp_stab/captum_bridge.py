@@ -71,6 +71,12 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """
         raise RuleError(f"{type(self).__name__} has no formula: implement groups(op, x)")
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each stabilized denominator depends on its own denominator only."""
+        s = self.stabilizer
+        return isinstance(s, stabilizers.Stabilizer) and s.is_elementwise
+
     def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
         """Return the stabilized denominators, shaped like ``z``.
 

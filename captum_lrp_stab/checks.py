@@ -9,18 +9,16 @@ from captum_lrp_stab import types
 from captum_lrp_stab.errors import InputError, ModelError
 
 
-def check_model(model: nn.Module) -> None:
+def check_kind(model: nn.Module) -> None:
     """Raise ModelError if the model is one whose operations cannot be followed.
 
     Raises:
-        ModelError: The model is no module, is scripted or quantized, or has active dropout or
-            batch norm in train mode.
+        ModelError: The model is no module, or is scripted or quantized.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}")
-    training = []
     for name, module in model.named_modules():
-        place = f"'{name}' ({type(module).__name__})" if name else type(module).__name__
+        place = _place(name, module)
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise ModelError(
                 f"{place} is a TorchScript module, whose operations cannot be seen; explain the "
@@ -31,15 +29,30 @@ def check_model(model: nn.Module) -> None:
                 f"{place} is quantized, and integer arithmetic has no relevance; explain the "
                 "floating-point model"
             )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ModelError if the model cannot be explained as it is.
+
+    Raises:
+        ModelError: See :func:`check_kind`; or dropout is active, or batch norm in train mode.
+    """
+    check_kind(model)
+    training = []
+    for name, module in model.named_modules():
         if module.training and isinstance(module, types.Dropout + types.BatchNorm):
             if getattr(module, "p", 1.0) != 0:
-                training.append(place)
+                training.append(_place(name, module))
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
         raise ModelError(
             f"{', '.join(training[:3])}{more} in train mode would make the relevance random or "
             "dependent on the batch; call model.eval()"
         )
+
+
+def _place(name: str, module: nn.Module) -> str:
+    return f"'{name}' ({type(module).__name__})" if name else type(module).__name__
 
 
 def check_inputs(inputs: Iterable[Tensor]) -> None:

@@ -41,6 +41,22 @@ class NonFiniteRelevanceError(LRPError, ArithmeticError):
     """The relevance contains NaN or Inf (``nonfinite="raise"``)."""
 
 
+class PictureError(LRPError, ValueError):
+    """A file cannot be read as a picture."""
+
+
+class WeightsError(LRPError, ValueError):
+    """A weights file cannot be had, cannot be read, or does not fit the model."""
+
+
+class MissingExtraError(LRPError, ImportError):
+    """An optional package is not installed."""
+
+
+class ReportError(LRPError, OSError):
+    """A report cannot be written."""
+
+
 class LRPWarning(UserWarning):
     """Base class of every warning this package gives."""
 

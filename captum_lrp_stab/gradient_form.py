@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import activations
-from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.interception import Call, Interception, Site
 from captum_lrp_stab.trace import Trace
 
@@ -64,10 +64,10 @@ class _FactorStep(torch.autograd.Function):
 
 
 class _ProbeStep(torch.autograd.Function):
-    """A copy of a tensor that notes the tensor's relevance in the backward pass."""
+    """A copy of a tensor that notes, in the backward pass, the tensor and what it is handed."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, note: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, value: Tensor, note: Callable[[Tensor, Tensor], None]) -> Tensor:
         """Return a copy, so that writing to it in place leaves the value alone."""
         copy = value.clone()
         ctx.save_for_backward(value.detach().clone())
@@ -76,9 +76,9 @@ class _ProbeStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Note ``value * c`` and hand c on."""
+        """Note the value and c, and hand c on."""
         (value,) = ctx.saved_tensors
-        ctx.note(times(value, upstream[0]))
+        ctx.note(value, upstream[0])
         return upstream[0], None
 
 
@@ -133,30 +133,40 @@ class GradientForm(Interception):
         ]
         return stand_ins
 
+    def seed(self, score: Tensor) -> Tensor:
+        """Return what the backward pass starts with."""
+        return torch.ones_like(score)
+
+    def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
+        """Return the relevance of a tensor, given what the backward pass carries for it."""
+        return times(value, carried)
+
     def relevances(self, score: Tensor) -> tuple[Tensor, ...]:
-        """Run the backward pass and return the relevance of each input."""
-        gradients = torch.autograd.grad(
-            score, (*self.leaves, *self.carriers), torch.ones_like(score), allow_unused=True
-        )
+        """Run the backward pass and return the relevance of each input.
+
+        Raises:
+            ModelError: The score does not depend on any input.
+        """
+        points = (*self.leaves, *self.carriers)
+        gradients: tuple[Tensor | None, ...] = ()
+        if score.requires_grad:
+            gradients = torch.autograd.grad(score, points, self.seed(score), allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise ModelError(
+                f"the output of {type(self.modules['']).__name__} does not depend on the inputs "
+                "through differentiable operations; remove torch.no_grad(), detach() or argmax "
+                "from its forward"
+            )
         count = len(self.leaves)
         totals = []
         for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
-            total = torch.zeros_like(leaf) if c is None else times(leaf.detach(), c)
+            total = torch.zeros_like(leaf) if c is None else self.relevance_of(leaf.detach(), c)
             totals.append((total if direct is None else total + direct).detach())
         return tuple(totals)
 
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        carrier = None
-        if not site.rule.proportional:
-            carrier = self._carrier(site.x)
-            if carrier is None:
-                raise RuleError(
-                    f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
-                    "that is not proportional to the layer's input, so it serves layers that read "
-                    "the model's input as it is; move it to the first layer, normalise the input "
-                    "outside the model, or take a proportional rule such as EpsilonRule"
-                )
+        carrier = self.carrier_of(site)
         out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self.trace)
         if self.trace is not None:
             self.trace.forward(site.operation, site.x, out)
@@ -165,6 +175,24 @@ class GradientForm(Interception):
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
         return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
+
+    def carrier_of(self, site: Site) -> Tensor | None:
+        """Return what collects relevance beside the layer's input, None for proportional rules.
+
+        Raises:
+            RuleError: The rule is not proportional and the layer does not read the model's input.
+        """
+        if site.rule.proportional:
+            return None
+        carrier = self._carrier(site.x)
+        if carrier is None:
+            raise RuleError(
+                f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
+                "that is not proportional to the layer's input, so it serves layers that read "
+                "the model's input as it is; move it to the first layer, normalise the input "
+                "outside the model, or take a proportional rule such as EpsilonRule"
+            )
+        return carrier
 
     def _carrier(self, x: Tensor) -> Tensor | None:
         for tensor, version, carrier in self._carried:
@@ -199,7 +227,10 @@ class GradientForm(Interception):
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
 
-        def note(relevance: Tensor) -> None:
+        def note(value: Tensor, carried: Tensor) -> None:
+            probe.note(position, self.relevance_of(value, carried))
+
+        def note_direct(relevance: Tensor) -> None:
             probe.note(position, relevance)
 
         probed: Tensor = _ProbeStep.apply(value, note)
@@ -208,7 +239,7 @@ class GradientForm(Interception):
             probed._lrp_site = (tag[0], probed._version)  # type: ignore[attr-defined]
         carrier = self._carrier(value)
         if carrier is not None:
-            branch = _CarrierProbeStep.apply(carrier, note)
+            branch = _CarrierProbeStep.apply(carrier, note_direct)
             self._carried.append((probed, probed._version, branch))
         return probed
 

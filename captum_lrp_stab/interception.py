@@ -175,7 +175,7 @@ class Interception(TorchFunctionMode):
         name, kind = self._place(func)
         rule = self._rule(name, func)
         if rule is None:
-            return self.mixing(func, args, kwargs)
+            return self.mixing(Operation(name, kind), func, args, kwargs)
         op = describe.of_call(func, args, kwargs)
         tag = getattr(x, "_lrp_padded", None)
         if tag is not None and isinstance(op, Convolution) and op.pad is None:
@@ -201,7 +201,7 @@ class Interception(TorchFunctionMode):
         """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
         raise NotImplementedError
 
-    def mixing(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation that mixes its inputs linearly and has no rule: LRP-0."""
         return func(*args, **kwargs)
 
@@ -230,7 +230,7 @@ class Interception(TorchFunctionMode):
                 return self.on_merge(site.name, out)
         rule = self.rules.get(name)
         if rule is None:
-            return self.mixing(func, args, kwargs)
+            return self.mixing(Operation(name, kind), func, args, kwargs)
         op = describe.of_call(func, args, kwargs)
         return self._serve(Operation(name, kind, rule), op, rule, x, call)
 
@@ -248,9 +248,14 @@ class Interception(TorchFunctionMode):
 
     def _on_relu(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         site = _current_site(x)
+        if site is None or not activations.is_inplace(func, args, kwargs):
+            return func(*args, **kwargs)
+        rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
+        if not rectified:
+            site.keep(site.z.clone())
         out = func(*args, **kwargs)
-        if out is x and site is not None and site.z.data_ptr() == x.data_ptr():
-            # written in place: where z was negative the coefficient is 0, so the rectified z serves
+        if rectified and site.z.data_ptr() == x.data_ptr():
+            # where z was negative the coefficient is 0, so the rectified z serves as well
             site.version = site.z._version
         return out
 

@@ -75,6 +75,7 @@ class Group(NamedTuple):
     terms: tuple[Term, ...]
     share: float = 1.0
     outputs: Part = Part.ALL
+    one_sign: bool = False  # all contributions have one sign: a sum of 0 is a sum of nothing
 
 
 def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:
@@ -93,14 +94,14 @@ def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:
     return total if total.dtype == z.dtype else total.to(z.dtype)
 
 
-def stabilized(group: Group, op: Affine, x: Tensor, z: Tensor, stabilize: Stabilize) -> Tensor:
-    """Return the group's stabilized denominators, shaped like ``z``."""
+def stabilized(group: Group, op: Affine, x: Tensor, d: Tensor, stabilize: Stabilize) -> Tensor:
+    """Return the group's stabilized denominators ``s(d)``, shaped like ``d``."""
 
     def magnitude() -> Tensor:
         sums = [op.magnitude(term.input(x), term.weight, term.bias) for term in group.terms]
-        return torch.stack([m.expand_as(z) for m in sums]).sum(0)
+        return torch.stack([m.expand_as(d) for m in sums]).sum(0)
 
-    return stabilize(denominators(group, op, x, z), magnitude)
+    return stabilize(d, magnitude)
 
 
 def relevance(
@@ -114,7 +115,8 @@ def relevance(
     """Return the relevance of ``x`` given the relevance ``R`` of ``z`` (relevance form)."""
     total = torch.zeros_like(x)
     for group in groups:
-        message = R / stabilized(group, op, x, z, stabilize)
+        d = denominators(group, op, x, z)
+        message = R / stabilized(group, op, x, d, stabilize)
         if group.outputs is not Part.ALL:
             message = torch.where(_selected(group, z), message, torch.zeros_like(message))
         for term in group.terms:
@@ -162,13 +164,19 @@ def coefficient(
 def _message(
     group: Group, op: Affine, x: Tensor, z: Tensor, c: Tensor, stabilize: Stabilize
 ) -> Tensor | None:
-    """Return ``c z / s(d)``, 0 where ``c`` or ``z`` is 0, or None where it is 0 everywhere."""
+    """Return ``c z / s(d)``, or None where it is 0 everywhere.
+
+    It is 0 where ``c`` or ``z`` is 0, and where the denominator is a sum of nothing: 0/0 is 0.
+    """
     dead = (c == 0) | (z == 0)
     if group.outputs is not Part.ALL:
         dead |= ~_selected(group, z)
         if bool(dead.all()):
             return None
-    return (c * (z / stabilized(group, op, x, z, stabilize))).masked_fill(dead, 0)
+    d = denominators(group, op, x, z)
+    if group.one_sign:
+        dead |= d == 0
+    return (c * (z / stabilized(group, op, x, d, stabilize))).masked_fill(dead, 0)
 
 
 def _selected(group: Group, z: Tensor) -> Tensor:

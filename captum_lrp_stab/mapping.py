@@ -6,7 +6,7 @@ and :class:`captum_lrp_stab.LRP` takes a name map as it is.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -117,7 +117,7 @@ class LayerFilter:
 def _checked_types(types_: TypeTuple | type[nn.Module] | None) -> TypeTuple:
     if types_ is None:
         return types.RuleBearing
-    as_tuple = (types_,) if isinstance(types_, type) else tuple(types_)
+    as_tuple = tuple(types_) if isinstance(types_, (tuple, list)) else (types_,)
     if not as_tuple or not all(isinstance(t, type) for t in as_tuple):
         raise LayerFilterError(
             f"target_types is {types_!r}; give a tuple of module types, such as (nn.Conv2d,) or "
@@ -165,7 +165,8 @@ def _checked_entry(index: int, entry: Any) -> tuple[list[str], type[PropagationR
             'in (["features.0"], EpsilonRule, {"epsilon": 0.25})'
         )
     names, rule_class, parameters = entry
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    is_list = isinstance(names, Collection) and not isinstance(names, str)
+    if not is_list or not all(isinstance(name, str) for name in names):
         raise RuleMapError(f"name_map entry {index}: layer names are {names!r}; give a list of str")
     if not (isinstance(rule_class, type) and issubclass(rule_class, PropagationRule)):
         raise RuleMapError(
@@ -317,12 +318,21 @@ def attach_rules(model: nn.Module, name_map: NameMap) -> AttachedRules:
     """
     rules = build_rules(model, name_map)
     for name, module in leaf_modules(model):
+        if module is model:
+            raise RuleMapError(
+                f"the model is a single {type(model).__name__}, and stock Captum only sees the "
+                "children of a model; wrap it in torch.nn.Sequential, or use captum_lrp_stab.LRP"
+            )
         if list(module.children()):
             raise RuleMapError(
                 f"{name!r} ({type(module).__name__}) contains a module of its own, and stock "
                 "Captum only sees modules without children; use captum_lrp_stab.LRP"
             )
-        if name in rules or isinstance(getattr(module, "rule", None), PropagationRule):
+        if name in rules:
+            continue
+        own = getattr(module, "rule", None)
+        if isinstance(own, PropagationRule):
+            rules[name] = own  # attached too, because stock Captum would delete it
             continue
         rule = default_rule(name, module)
         if rule is not None:

@@ -52,7 +52,7 @@ def propagate(
     strict: bool = False,
     probes: tuple[Probe, ...] = (),
     trace: Trace | None = None,
-    form: type[GradientForm] = GradientForm,
+    form: Callable[..., GradientForm] = GradientForm,
 ) -> Propagation:
     """Propagate relevance from ``target`` to ``inputs``; the model and tensors stay as they are.
 
@@ -83,12 +83,6 @@ def propagate(
         if strict:
             _refuse_fallbacks(mode.operations)
         score = _score(output, target)
-        if not score.requires_grad:
-            raise ModelError(
-                f"the output of {type(model).__name__} does not depend on the inputs through "
-                "differentiable operations; remove torch.no_grad(), detach() or argmax from its "
-                "forward"
-            )
         relevances = mode.relevances(score)
     return Propagation(score.detach(), relevances, mode.operations)
 
@@ -125,9 +119,15 @@ def _forward(
     trace: Trace | None,
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
+    extra = [_usable(argument) for argument in extra]
     stand_ins = mode.prepare(inputs, probes, trace)
     with mode.watch(), mode:
         return model(*stand_ins, *extra)
+
+
+def _usable(value: Any) -> Any:
+    """Return a copy of a tensor made in inference mode, which autograd refuses to save."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _refuse_fallbacks(operations: list[Operation]) -> None:
@@ -149,17 +149,18 @@ def _score(output: Any, target: Any) -> Tensor:
         )
     shape = tuple(output.shape)
     try:
-        score: Tensor = _select_targets(output, target)
+        score: Tensor = _select_targets(output, _usable(target))
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise InputError(
             f"target {target!r} does not fit the model's output of shape {shape}: {error}"
         ) from error
     if score.dim() == 0:
         return score.reshape(1)
-    if score[0].numel() != 1:
+    values = score.shape[1:].numel()
+    if values != 1:
         raise InputError(
-            f"target {target!r} leaves {score[0].numel()} values per sample of the model's output "
-            f"of shape {shape}; give a target that selects one"
+            f"target {target!r} leaves {values} values per sample of the model's output of "
+            f"shape {shape}; give a target that selects one"
         )
     return score.reshape(len(score))
 

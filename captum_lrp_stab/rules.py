@@ -180,8 +180,11 @@ class AlphaBetaRule(Rule):
             Term(w_plus, None, Part.NEGATIVE),
         )
         if self.beta == 0:
-            return (Group(positive),)
-        return Group(positive, share=self.alpha), Group(negative, share=-self.beta)
+            return (Group(positive, one_sign=True),)
+        return (
+            Group(positive, share=self.alpha, one_sign=True),
+            Group(negative, share=-self.beta, one_sign=True),
+        )
 
 
 class ZPlusRule(AlphaBetaRule):
@@ -255,7 +258,8 @@ class ZBoxRule(Rule):
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: the input less the box's lower and upper corner."""
         low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
-        if bool(((x < low) | (x > high)).any()):
+        inside = not bool(((x < low) | (x > high)).any())
+        if not inside:
             warnings.warn(
                 f"{self._place()}: the layer's input runs from {x.min():g} to {x.max():g}, outside "
                 f"the box [{low.min():g}, {high.max():g}], where the zB rule is not defined; give "
@@ -264,27 +268,14 @@ class ZBoxRule(Rule):
                 stacklevel=2,
             )
         w, b = op.weight, op.bias
-        return (
-            Group(
-                (
-                    Term(w, b),
-                    Term(
-                        w.clamp(min=0),
-                        None if b is None else b.clamp(min=0),
-                        Part.ALL,
-                        low,
-                        -1.0,
-                    ),
-                    Term(
-                        w.clamp(max=0),
-                        None if b is None else b.clamp(max=0),
-                        Part.ALL,
-                        high,
-                        -1.0,
-                    ),
-                )
-            ),
+        b_plus = None if b is None else b.clamp(min=0)
+        b_minus = None if b is None else b.clamp(max=0)
+        terms = (
+            Term(w, b),
+            Term(w.clamp(min=0), b_plus, constant=low, sign=-1.0),
+            Term(w.clamp(max=0), b_minus, constant=high, sign=-1.0),
         )
+        return (Group(terms, one_sign=inside),)
 
     def _bound(self, name: str, bound: Tensor | float, x: Tensor) -> Tensor:
         value = torch.as_tensor(bound).detach().to(x)
@@ -323,7 +314,8 @@ class WSquareRule(Rule):
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: ones through the squared weights."""
         bias = None if op.bias is None else op.bias.square()
-        return (Group((Term(op.weight.square(), bias, constant=torch.ones_like(x[:1])),)),)
+        term = Term(op.weight.square(), bias, constant=torch.ones_like(x[:1]))
+        return (Group((term,), one_sign=True),)
 
 
 class FlatRule(Rule):
@@ -343,17 +335,8 @@ class FlatRule(Rule):
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: ones through weights that are all one."""
-        return (
-            Group(
-                (
-                    Term(
-                        torch.ones_like(op.weight),
-                        None,
-                        constant=torch.ones_like(x[:1]),
-                    ),
-                )
-            ),
-        )
+        term = Term(torch.ones_like(op.weight), None, constant=torch.ones_like(x[:1]))
+        return (Group((term,), one_sign=True),)
 
 
 class PassRule(Rule):

@@ -37,6 +37,11 @@ class Stabilizer(ABC):
     #: Whether ``stabilize`` needs the layer's sum of absolute contributions.
     needs_magnitude = False
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return True
+
     @abstractmethod
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return the stabilized denominators.
@@ -67,14 +72,7 @@ class _EpsilonStabilizer(Stabilizer):
     epsilon: float
 
     def __post_init__(self) -> None:
-        epsilon = self.epsilon
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-            raise StabilizerError(f"epsilon is {epsilon!r}; give a non-negative number")
-        if not (math.isfinite(epsilon) and epsilon >= 0):
-            raise StabilizerError(
-                f"epsilon is {epsilon!r}; give a finite number >= 0 "
-                "(a negative one would move denominators towards 0)"
-            )
+        _check_non_negative("epsilon", self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,11 @@ class Signed(_EpsilonStabilizer):
     """
 
     relative: bool = False
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return not self.relative
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z + epsilon * sign(z)``."""
@@ -114,6 +117,10 @@ class RootMeanSquare(_EpsilonStabilizer):
 
     floor: float = 1e-9
     per_sample: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_non_negative("floor", self.floor)
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z + epsilon * rms(z) + floor``."""
@@ -170,8 +177,9 @@ class RoundingAware(Stabilizer):
     needs_magnitude = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise StabilizerError(f"factor is {self.factor!r}; give a finite number > 0")
+        _check_non_negative("factor", self.factor)
+        if self.factor == 0:
+            raise StabilizerError("factor is 0; give a finite number > 0")
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``sign(z) * max(|z|, factor * u * magnitude)``."""
@@ -235,8 +243,17 @@ def apply(
 
 
 def effective_epsilon(stabilizer: Stabilizer, epsilon: float, dtype: torch.dtype) -> float:
-    """Return the epsilon that works in ``dtype``: 0, or at least its smallest normal number."""
+    """Return the epsilon that works in ``dtype``: 0, or at least its smallest normal number.
+
+    Raises:
+        StabilizerError: ``epsilon`` is beyond the largest number of ``dtype``.
+    """
     tiny = torch.finfo(dtype).tiny
+    if epsilon > torch.finfo(dtype).max:
+        raise StabilizerError(
+            f"{stabilizer!r}: {epsilon:g} is infinite in {dtype}; give a smaller number, or "
+            "convert model and input to a wider dtype"
+        )
     if epsilon == 0 or epsilon >= tiny:
         return epsilon
     warnings.warn(
@@ -268,3 +285,13 @@ def rms(z: Tensor, per_sample: bool = True) -> Tensor:
     if per_sample and z.dim() == 1:
         return wide.abs()
     return wide.square().mean(dim=dims, keepdim=dims is not None).sqrt()
+
+
+def _check_non_negative(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise StabilizerError(f"{name} is {value!r}; give a non-negative number")
+    if not (math.isfinite(value) and value >= 0):
+        raise StabilizerError(
+            f"{name} is {value!r}; give a finite number >= 0 "
+            "(a negative one would move denominators towards 0)"
+        )

@@ -9,9 +9,9 @@ from captum.attr._utils import lrp_rules as captum_rules
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import mapping, types
+from captum_lrp_stab import checks, mapping, types
 from captum_lrp_stab.affine import Affine
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.errors import RuleError, RuleMapError
 from captum_lrp_stab.kernel import Group, Term
 from captum_lrp_stab.mapping import NameMap
@@ -26,8 +26,10 @@ def rules_of(model: nn.Module, rules: Rules) -> dict[str, Rule]:
     """Return the rules of a name_map, or of a preset, by layer name.
 
     Raises:
+        ModelError: The model is scripted or quantized.
         RuleMapError: ``rules`` does not fit the model.
     """
+    checks.check_kind(model)  # before the names of the layers, which a scripted model hides
     if callable(rules):
         rules = rules(model)
     if rules is None:
@@ -45,7 +47,7 @@ def rules_on(model: nn.Module) -> dict[str, Rule]:
     found: dict[str, PropagationRule] = {}
     for name, module in mapping.leaf_modules(model):
         rule = getattr(module, "rule", None)
-        if rule is None:
+        if rule is None or isinstance(rule, RoutingRule):  # set by attach_rules, for stock Captum
             continue
         if not isinstance(rule, PropagationRule):
             raise RuleError(
