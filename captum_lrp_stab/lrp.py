@@ -7,6 +7,7 @@ from captum._utils.common import _format_output, _is_tuple
 from captum.attr import LRP as CaptumLRP
 from captum.attr import LayerLRP as CaptumLayerLRP
 from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_lrp_stab import mapping
@@ -135,6 +136,7 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
         torch.Size([5, 4])
     """
 
+    @log_usage()  # NoiseTunnel looks for the __wrapped__ it leaves
     def attribute(
         self,
         inputs: Any,
@@ -219,6 +221,7 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
                 raise ModelError(f"layer {module!r} is no module of {type(model).__name__}")
         self._names = names
 
+    @log_usage()
     def attribute(
         self,
         inputs: Any,

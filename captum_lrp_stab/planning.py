@@ -97,7 +97,7 @@ def plan(
 
 def _row(index: int, operation: Operation, chosen: dict[str, Any]) -> PlannedOperation:
     rule = operation.rule
-    described = "" if rule is None else type(rule).__name__
+    described = "" if rule is None else repr(rule).partition("(")[0]  # captum.GammaRule too
     if rule is not None and operation.name not in chosen:
         described += " (default)"
     return PlannedOperation(

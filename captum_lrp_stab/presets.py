@@ -54,7 +54,7 @@ class Preset:
                 f"preset {self.name} finds no linear layer or convolution in "
                 f"{type(model).__name__}; give a name_map"
             )
-        return name_map
+        return [(names, rule, dict(parameters)) for names, rule, parameters in name_map]
 
 
 def zero() -> Preset:

@@ -122,6 +122,11 @@ class RootMeanSquare(_EpsilonStabilizer):
         super().__post_init__()
         _check_non_negative("floor", self.floor)
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only: no, on their mean."""
+        return False
+
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z + epsilon * rms(z) + floor``."""
         floor = effective_epsilon(self, self.floor, z.dtype)

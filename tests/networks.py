@@ -1,0 +1,88 @@
+"""Small networks for the tests, each with something that trips LRP implementations up."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random parameters and batch-norm statistics; in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                nn.init.uniform_(module.weight, -1.5, 1.5)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def build(make, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A network with seeded random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make()
+    return randomize(model, seed).to(dtype)
+
+
+class Residual(nn.Module):
+    """Additions, functional and in place, a concatenation, a mean, functional pooling, reuse."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=inplace)
+        self.last = nn.Linear(8, 5)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.first(x)))
+        y = self.shared(x)
+        if self.inplace:
+            y += x
+            y = F.relu(y, inplace=True)
+        else:
+            y = F.relu(y + x)
+        z = self.act(self.shared(F.max_pool2d(y, 2)))
+        z = F.interpolate(z, scale_factor=2)
+        return self.last(torch.cat([y, z], dim=1).mean(dim=(2, 3)))
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, an argument without relevance, and an output of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+        self.right = nn.Linear(3, 6)
+        self.head = nn.Linear(6, 8)
+
+    def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        hidden = F.relu(self.left(a) + scale * self.right(b))
+        return self.head(hidden).unflatten(1, (2, 4))
+
+
+def cnn(activation: nn.Module | None = None, inplace: bool = False) -> nn.Module:
+    """A plain sequential network that stock Captum serves."""
+    act = activation or nn.ReLU(inplace=inplace)
+    again = activation or nn.ReLU(inplace=inplace)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        act,
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3),
+        again,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(5, 6, 1),
+        nn.Flatten(),
+    )
+
+
+def gradient_x_input(model: nn.Module, x: Tensor, target: int) -> Tensor:
+    """The oracle for LRP-0 on ReLU networks."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, target].sum(), x)
+    return (gradient * x).detach()
