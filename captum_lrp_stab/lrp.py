@@ -254,15 +254,13 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
             wanted = [module for _, module in mapping.leaf_modules(self.model)]
         else:
             wanted = list(self.layer) if several else [self.layer]
-        probes = tuple(Probe(self._names[m], attribute_to_layer_input) for m in wanted)
+        probes = {m: Probe(self._names[m], attribute_to_layer_input) for m in wanted}
         done = self._propagate(
-            inputs, target, additional_forward_args, probes=probes, verbose=verbose
+            inputs, target, additional_forward_args, probes=tuple(probes.values()), verbose=verbose
         )
         if self.layer is None:
-            ran = [(m, p) for m, p in zip(wanted, probes, strict=True) if p.relevances]
-            self.layers = [module for module, _ in ran]
-            probes = tuple(probe for _, probe in ran)
-        results = [_result(probe) for probe in probes]
+            wanted = self.layers = [module for module in wanted if probes[module].relevances]
+        results = [_result(probes[module]) for module in wanted]
         deltas = [
             self.compute_convergence_delta(r if isinstance(r, tuple) else (r,), done.score)
             for r in results
