@@ -35,12 +35,12 @@ def check_model(model: nn.Module) -> None:
     """Raise ModelError if the model cannot be explained as it is.
 
     Raises:
-        ModelError: See :func:`check_kind`; or dropout is active, or batch norm in train mode.
+        ModelError: See :func:`check_kind`; or dropout, random ReLU or batch norm is in train mode.
     """
     check_kind(model)
     training = []
     for name, module in model.named_modules():
-        if module.training and isinstance(module, types.Dropout + types.BatchNorm):
+        if module.training and isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU)):
             if getattr(module, "p", 1.0) != 0:
                 training.append(_place(name, module))
     if training:

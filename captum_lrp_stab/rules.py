@@ -371,7 +371,16 @@ class PassRule(Rule):
         return R
 
     def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        """Return the relevance ``z * c`` (the rule is not proportional to its input)."""
+        """Return the relevance ``z * c`` (the rule is not proportional to its input).
+
+        Raises:
+            RuleError: The layer's output has another shape than its input.
+        """
+        if x.shape != z.shape:
+            raise RuleError(
+                f"PassRule on layer '{self.layer}': it turns {tuple(x.shape)} into "
+                f"{tuple(z.shape)}; PassRule needs one input of the output's shape"
+            )
         return (z * c).masked_fill((z == 0) | (c == 0), 0)
 
 

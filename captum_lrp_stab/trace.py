@@ -49,5 +49,9 @@ class Trace:
         self.layers.append(LayerTrace(operation.name, rule, direction, *counts))
 
     def origin(self) -> LayerTrace | None:
-        """Return the first layer, forward pass before backward pass, where NaN or Inf arose."""
-        return next((layer for layer in self.layers if layer.is_origin), None)
+        """Return the first layer, forward pass before backward pass, where NaN or Inf arose.
+
+        None if the first layer that has any was handed them: then they arose outside the layers.
+        """
+        first = next((layer for layer in self.layers if layer.before or layer.after), None)
+        return first if first is not None and first.is_origin else None

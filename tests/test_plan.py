@@ -1,0 +1,211 @@
+"""The plan: one row for each operation with a rule, or without a known one."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr._utils import lrp_rules as captum_rules
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from captum_lrp_stab import LRP, LayerLRP, attach_rules, plan, presets
+from captum_lrp_stab.errors import FallbackError, InputError, ModelError, RuleMapError
+from captum_lrp_stab.planning import Plan, PlannedOperation
+from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZeroRule
+from captum_lrp_stab.stabilizers import Clip, Identity, Signed
+
+DEFAULT = {"stabilizer": repr(Identity()), "rule": "EpsilonRule (default)"}
+
+
+def row(index: int, name: str, kind: str, **others: str) -> PlannedOperation:
+    empty = {"rule": "", "stabilizer": "", "batch_norm": "", "fallback": ""}
+    return PlannedOperation(index=index, name=name, type=kind, **(empty | others))
+
+
+def image_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.BatchNorm1d(5),
+        nn.Linear(5, 2),
+    ).eval()
+
+
+IMAGE = torch.zeros(2, 3, 8, 8)
+MAP = [
+    (["0"], GammaRule, {"gamma": 0.5, "stabilizer": Clip(0.1)}),
+    (["3"], EpsilonRule, {"epsilon": 0.25}),
+    (["5", "8"], ZeroRule, {"stabilizer": 1e-3}),
+]
+
+
+def test_rows_are_the_operations_in_order() -> None:
+    zero = {"rule": "ZeroRule", "stabilizer": repr(Signed(1e-3))}
+    assert plan(image_net(), IMAGE, MAP).rows == (
+        row(0, "0", "Conv2d", rule="GammaRule", stabilizer=repr(Clip(0.1)), batch_norm="1"),
+        row(1, "3", "AvgPool2d", rule="EpsilonRule", stabilizer=repr(Identity())),
+        row(2, "5", "Linear", batch_norm="6", **zero),
+        row(3, "8", "BatchNorm1d", **zero),  # it follows a ReLU, and merges with nothing
+        row(4, "9", "Linear", **DEFAULT),
+    )
+
+
+def test_batch_norm_stays_apart_if_asked_to() -> None:
+    rows = plan(image_net(), IMAGE, MAP, merge_batch_norm=False).rows
+    assert [r.name for r in rows] == ["0", "3", "5", "8", "9"]  # a bare batch norm is LRP-0
+    assert not any(r.batch_norm for r in rows)
+
+
+def test_rules_on_the_modules_are_planned() -> None:
+    model = image_net()
+    model[0].rule = GammaRule(0.5)
+    model[9].rule = captum_rules.GammaRule()
+    model[2].rule = captum_rules.EpsilonRule()  # on a ReLU it has no effect, in Captum either
+    rows = plan(model, IMAGE).rows
+    assert [(r.name, r.rule) for r in rows] == [
+        ("0", "GammaRule"),
+        ("5", "EpsilonRule (default)"),
+        ("9", "captum.GammaRule"),
+    ]
+
+
+def test_rules_attached_for_stock_captum_are_planned() -> None:
+    model = image_net()
+    with attach_rules(model, MAP):
+        attached = plan(model, IMAGE)
+    assert [r.rule for r in attached.rows[:4]] == [r.rule for r in plan(model, IMAGE, MAP).rows[:4]]
+    assert attached.rows[4] == row(4, "9", "Linear", **DEFAULT | {"rule": "EpsilonRule"})
+
+
+def test_preset_is_planned_on_a_residual_network() -> None:
+    rows = plan(resnet18().eval(), torch.zeros(1, 3, 32, 32), presets.epsilon_plus()).rows
+    assert [r.index for r in rows] == list(range(22))
+    by_name = {r.name: r for r in rows}
+    assert by_name["conv1"].batch_norm == "bn1"
+    assert by_name["layer2.0.downsample.0"].batch_norm == "layer2.0.downsample.1"
+    assert {r.rule for r in rows if r.type == "Conv2d"} == {"ZPlusRule"}
+    assert {r.rule for r in rows if r.type != "Conv2d"} == {"EpsilonRule"}
+    assert not any(r.fallback for r in rows)
+
+
+class Attention(nn.Module):
+    """Functional, nested, reused: names are made of the module and the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.project = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        mixed = F.softmax(x @ self.project(x).mT, dim=-1) @ self.project(x)
+        return F.linear(torch.exp(mixed + x), torch.ones(2, 4)).sum(1)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) / x.sum()
+
+
+TOKENS = torch.ones(2, 3, 4)
+UNKNOWN = "no LRP rule is known for this operation"
+PRODUCT = "a product of values that both depend on the input"
+FALLBACKS = {
+    "block.norm.layer_norm_0": ("layer_norm", UNKNOWN),
+    "block.matmul_0": ("matmul", PRODUCT),
+    "block.softmax_0": ("softmax", UNKNOWN),
+    "block.matmul_1": ("matmul", PRODUCT),
+    "block.exp_0": ("exp", UNKNOWN),
+    "div_0": ("div", "a division by a value that depends on the input"),
+}
+
+
+def test_fallbacks_and_functional_operations_are_named() -> None:
+    planned = plan(Model(), TOKENS)
+    fallbacks = {r.name: (r.type, r.fallback) for r in planned.fallbacks}
+    assert fallbacks == FALLBACKS
+    assert not any(r.rule for r in planned.fallbacks)
+    others = [(r.name, r.type, r.rule) for r in planned.rows if not r.fallback]
+    default = DEFAULT["rule"]
+    assert others == [
+        ("block.project", "Linear", default),
+        ("block.project", "Linear", default),
+        ("block.linear_0", "linear", default),
+    ]
+
+
+@pytest.mark.parametrize(
+    "explainer", [LRP, lambda m, **k: LayerLRP(m, m.block, **k)], ids=["LRP", "LayerLRP"]
+)
+def test_strict_names_the_operation(explainer) -> None:
+    model = Model()
+    with pytest.raises(FallbackError) as raised:
+        explainer(model, strict=True).attribute(TOKENS, target=1)
+    message = str(raised.value)
+    assert message.startswith("6 operations would get their plain gradient: ")
+    for name, (kind, reason) in list(FALLBACKS.items())[:5]:
+        assert f"{name} ({kind}: {reason})" in message
+    assert message.endswith("and 1 more; leave out strict=True to allow it")
+    assert explainer(model).attribute(TOKENS, target=1).isfinite().all()
+
+
+def test_strict_allows_what_is_exact() -> None:
+    relevance = LRP(image_net(), MAP, strict=True).attribute(torch.ones(2, 3, 8, 8), target=1)
+    assert relevance.shape == (2, 3, 8, 8)
+
+
+def test_json_and_text_tell_the_same() -> None:
+    planned = plan(image_net(), IMAGE, MAP)
+    assert [PlannedOperation(**entry) for entry in json.loads(planned.to_json())] == [*planned.rows]
+    header, *lines = str(planned).splitlines()
+    columns = [*PlannedOperation.__dataclass_fields__]
+    assert header.split() == columns == str(Plan(())).split()
+    starts = [header.index(column) for column in columns]
+    for line, planned_row in zip(lines, planned.rows, strict=True):
+        cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        assert cells == [str(value) for value in vars(planned_row).values()]
+
+
+def test_plan_touches_nothing_and_needs_no_target() -> None:
+    model = image_net()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    with torch.no_grad():
+        assert plan(model, (IMAGE,), MAP) == plan(model, IMAGE, MAP)
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "rules", "error", "message"),
+    [
+        (image_net(), IMAGE, [(["99"], ZeroRule, {})], RuleMapError, "names '99'"),
+        (image_net(), IMAGE.int(), MAP, InputError, "dtype torch.int32"),
+        (image_net().train(), IMAGE, MAP, ModelError, r"call model.eval\(\)"),
+    ],
+    ids=["name_map", "input", "train-mode"],
+)
+def test_errors(model, inputs, rules, error, message) -> None:
+    with pytest.raises(error, match=message):
+        plan(model, inputs, rules)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+        return F.linear(x * factor, torch.ones(2, 4))
+
+
+def test_further_arguments_of_the_model() -> None:
+    rows = plan(Scaled(), torch.ones(2, 4), additional_forward_args=torch.ones(4)).rows
+    assert rows == (row(0, "linear_0", "linear", **DEFAULT),)
