@@ -1,5 +1,6 @@
 """What is checked before and after a pass, with an error that says what to do."""
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -17,12 +18,18 @@ def check_kind(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}")
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # heavy, and loaded by torch.compile only
     for name, module in model.named_modules():
         place = _place(name, module)
         if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise ModelError(
                 f"{place} is a TorchScript module, whose operations cannot be seen; explain the "
                 "model it was scripted or traced from"
+            )
+        if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+            raise ModelError(
+                f"{place} was made by torch.compile, which leaves no operations to see; explain "
+                "the module it was made from (its _orig_mod)"
             )
         if "quantized" in type(module).__module__.split("."):
             raise ModelError(
@@ -51,7 +58,7 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def _place(name: str, module: nn.Module) -> str:
+def _place(name: str, module: object) -> str:
     return f"'{name}' ({type(module).__name__})" if name else type(module).__name__
 
 

@@ -276,8 +276,8 @@ class Interception(TorchFunctionMode):
         raise NotImplementedError
 
     def _on_dropout(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        bound = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-        if bound.get("training", True) and bound.get("p", 0.5):
+        bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+        if bound.get("training", bound.get("train", True)) and bound.get("p", 0.5):
             name, _ = self._place(func)
             raise ModelError(
                 f"dropout '{name}' is active, so that the relevance would be of a random network; "
@@ -322,6 +322,19 @@ _POOLS = {
     F.adaptive_avg_pool2d,
     F.adaptive_avg_pool3d,
 }
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.feature_alpha_dropout,
+)
 _Handler = Callable[[Interception, Any, Tensor, Any, Any], Any]
 _HANDLERS: dict[Any, _Handler] = {
     **dict.fromkeys(describe.BUILDERS, Interception._on_affine),
@@ -329,10 +342,5 @@ _HANDLERS: dict[Any, _Handler] = {
     **dict.fromkeys(activations.LINEAR_SIDES, Interception._on_relu),
     F.batch_norm: Interception._on_batch_norm,
     F.pad: Interception._on_pad,
-    F.dropout: Interception._on_dropout,
-    F.dropout1d: Interception._on_dropout,
-    F.dropout2d: Interception._on_dropout,
-    F.dropout3d: Interception._on_dropout,
-    F.alpha_dropout: Interception._on_dropout,
-    F.feature_alpha_dropout: Interception._on_dropout,
+    **dict.fromkeys(_DROPOUTS, Interception._on_dropout),
 }

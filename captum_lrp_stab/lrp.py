@@ -1,7 +1,8 @@
 """``LRP`` and ``LayerLRP``: drop-in subclasses of Captum's, in gradient form."""
 
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from captum._utils.common import _format_output, _is_tuple
 from captum.attr import LRP as CaptumLRP
@@ -22,7 +23,13 @@ from captum_lrp_stab.propagation import Propagation, explain_nonfinite, propagat
 from captum_lrp_stab.trace import Trace
 from captum_lrp_stab.translation import Rules, rules_of, rules_on
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 NonFinite = Literal["warn", "raise", "ignore"]
+
+
+def _attribution(method: _Method) -> _Method:
+    """Decorate as Captum does: NoiseTunnel looks for the ``__wrapped__`` this leaves."""
+    return log_usage()(method)  # type: ignore[no-any-return]
 
 
 class _Explainer:
@@ -89,10 +96,7 @@ class _Explainer:
         return done
 
     def _report_nonfinite(self, where: str) -> None:
-        message = (
-            f"the relevance is not finite: {where}; give that layer a stabilizer that keeps its "
-            "denominators away from 0, such as stabilizers.Signed(1e-6), or a wider dtype"
-        )
+        message = f"the relevance is not finite: {where}"
         if self.nonfinite == "raise":
             raise NonFiniteRelevanceError(message)
         warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=4)
@@ -136,7 +140,7 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
         torch.Size([5, 4])
     """
 
-    @log_usage()  # NoiseTunnel looks for the __wrapped__ it leaves
+    @_attribution
     def attribute(
         self,
         inputs: Any,
@@ -221,7 +225,7 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
                 raise ModelError(f"layer {module!r} is no module of {type(model).__name__}")
         self._names = names
 
-    @log_usage()
+    @_attribution
     def attribute(
         self,
         inputs: Any,

@@ -8,6 +8,7 @@ plain gradient, and is listed as a fallback.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MOVING = frozenset(
@@ -15,7 +16,8 @@ MOVING = frozenset(
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d alias as_strided bfloat16
     broadcast_tensors broadcast_to channel_shuffle chunk clone concat concatenate contiguous copy
     cpu cuda detach diagonal double dropout dropout1d dropout2d dropout3d dsplit expand expand_as
-    feature_alpha_dropout alpha_dropout flatten flip fliplr flipud float fold gather get getitem
+    feature_dropout feature_alpha_dropout alpha_dropout flatten
+    flip fliplr flipud float fold gather get getitem
     half hsplit hstack index_select cat max_pool1d max_pool2d max_pool3d
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices movedim moveaxis
     narrow pad permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave
@@ -88,6 +90,25 @@ def fallback_reason(
         depends = isinstance(divisor, Tensor) and divisor.requires_grad and not divisor.is_leaf
         return "a division by a value that depends on the input" if depends else ""
     return "no LRP rule is known for this operation"
+
+
+def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
+    """Yield the custom autograd functions between the inputs and ``output``, this package's aside.
+
+    They are no torch functions, so that only the finished graph shows them.
+    """
+    seen: set[Any] = set()
+    waiting = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting.extend(previous for previous, _ in node.next_functions)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            function: type[torch.autograd.Function] = node._forward_cls
+            if not function.__module__.startswith(f"{__package__}."):
+                yield function
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -100,12 +100,15 @@ def _row(index: int, operation: Operation, chosen: dict[str, Any]) -> PlannedOpe
     described = "" if rule is None else repr(rule).partition("(")[0]  # captum.GammaRule too
     if rule is not None and operation.name not in chosen:
         described += " (default)"
+    batch_norm = operation.batch_norm
+    if batch_norm in chosen:
+        batch_norm += f" (its {type(chosen[batch_norm]).__name__} has no effect)"
     return PlannedOperation(
         index,
         operation.name,
         operation.kind,
         described,
         "" if rule is None else repr(rule.stabilizer),
-        operation.batch_norm,
+        batch_norm,
         operation.fallback,
     )

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from captum._utils.common import (
     _format_additional_forward_args,
-    _format_tensor_into_tuples,
     _select_targets,
 )
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks
+from captum_lrp_stab import checks, operations
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm, Probe
@@ -75,13 +74,13 @@ def propagate(
         FallbackError: With ``strict``, an operation has no LRP rule.
     """
     checks.check_model(model)
-    xs = _format_tensor_into_tuples(inputs)
+    xs = _as_tuple(inputs)
     checks.check_inputs(xs)
     mode = form(model, rules, default or EpsilonRule(), merge_batch_norm)
     with torch.inference_mode(False), torch.enable_grad():
         output = _forward(mode, model, xs, additional_forward_args, probes, trace)
         if strict:
-            _refuse_fallbacks(mode.operations)
+            _refuse_fallbacks(mode.operations + _hidden_fallbacks(output))
         score = _score(output, target)
         relevances = mode.relevances(score)
     return Propagation(score.detach(), relevances, mode.operations)
@@ -102,12 +101,22 @@ def operations_of(
         ModelError: The model cannot be followed.
     """
     checks.check_model(model)
-    xs = _format_tensor_into_tuples(inputs)
+    xs = _as_tuple(inputs)
     checks.check_inputs(xs)
     mode = GradientForm(model, rules, EpsilonRule(), merge_batch_norm)
     with torch.inference_mode(False), torch.enable_grad():
-        _forward(mode, model, xs, additional_forward_args, (), None)
-    return mode.operations
+        output = _forward(mode, model, xs, additional_forward_args, (), None)
+    return mode.operations + _hidden_fallbacks(output)
+
+
+def _as_tuple(inputs: Any) -> tuple[Any, ...]:
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if not isinstance(inputs, tuple) or not inputs:
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}; give a tensor or a tuple of tensors"
+        )
+    return inputs
 
 
 def _forward(
@@ -130,8 +139,18 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _refuse_fallbacks(operations: list[Operation]) -> None:
-    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in operations if o.fallback]
+def _hidden_fallbacks(output: Any) -> list[Operation]:
+    """Return the custom autograd functions of the pass, which get the backward they bring."""
+    if not isinstance(output, Tensor):
+        return []
+    return [
+        Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
+        for function in operations.custom_functions(output)
+    ]
+
+
+def _refuse_fallbacks(planned: list[Operation]) -> None:
+    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback]
     if fallbacks:
         more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
         raise FallbackError(
@@ -166,7 +185,7 @@ def _score(output: Any, target: Any) -> Tensor:
 
 
 def explain_nonfinite(rerun: Callable[[Trace], Any], model: nn.Module) -> str:
-    """Return where NaN or Inf first arose, found by tracing a second run.
+    """Return where NaN or Inf first arose, found by tracing a second run, and what to do.
 
     Raises:
         ModelError: A parameter or buffer is the cause.
@@ -176,9 +195,21 @@ def explain_nonfinite(rerun: Callable[[Trace], Any], model: nn.Module) -> str:
     rerun(trace)
     origin = trace.origin()
     if origin is None:
-        return "it arose outside the layers with a rule"
-    values = "pre-activations" if origin.direction == "forward" else "relevance"
+        return (
+            "it arose outside the layers with a rule, in the operations between them; look at "
+            "exp, log, division and sums of large values in the model's forward, or use a wider "
+            "dtype"
+        )
+    if origin.direction == "forward":
+        values = "pre-activations"
+        remedy = "its output overflows: use a wider dtype, or check the scale of its weights"
+    else:
+        values = "relevance"
+        remedy = (
+            "give that layer a stabilizer that keeps its denominators away from 0, such as "
+            "stabilizers.Signed(1e-6), or use a wider dtype"
+        )
     return (
         f"{origin.after} non-finite values of {values} first arose in layer '{origin.name}' under "
-        f"{origin.rule}"
+        f"{origin.rule}; {remedy}"
     )

@@ -171,6 +171,11 @@ BAD_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Wrapped(lambda layer, x: F.dropout(layer(x), training=True)),
         r"dropout 'dropout_0' is active, .*; call model.eval\(\)",
     ),
+    "native-dropout": (
+        lambda: Wrapped(lambda layer, x: torch.dropout(layer(x), 0.1, True)),
+        "dropout 'dropout_0' is active",
+    ),
+    "compiled": (lambda: torch.compile(net()), "was made by torch.compile, .*_orig_mod"),
     "tuple": (lambda: Wrapped(lambda layer, x: (layer(x), x)), "returns a tuple; .*wrap the model"),
     "detached-input": (lambda: Wrapped(lambda layer, x: layer(x.detach())), "Wrapped does not dep"),
     "detached-output": (lambda: Wrapped(lambda layer, x: layer(x).detach()), r"remove .*detach\("),
@@ -231,6 +236,7 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
     "integers": (X.long(), "input 0 has dtype torch.int64; .*additional_forward_args"),
     "second": ((X, X.bool()), "input 1 has dtype torch.bool"),
     "no-tensor": ((X, 3), "input 1 is a int; give a tensor"),
+    "list": ([X], "inputs is a list; give a tensor or a tuple of tensors"),
 }
 BAD_TARGETS: dict[str, tuple[Any, str]] = {
     "missing": (None, "target None leaves 2 values per sample .*give a target that selects one"),

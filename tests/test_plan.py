@@ -209,3 +209,40 @@ class Scaled(nn.Module):
 def test_further_arguments_of_the_model() -> None:
     rows = plan(Scaled(), torch.ones(2, 4), additional_forward_args=torch.ones(4)).rows
     assert rows == (row(0, "linear_0", "linear", **DEFAULT),)
+
+
+class Swish(torch.autograd.Function):
+    """What memory-saving activations are made of: no torch function, seen in the graph only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * torch.sigmoid(x)
+
+
+def test_custom_autograd_functions_are_listed_and_refused() -> None:
+    class Swishing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return Swish.apply(self.layer(x))
+
+    model, x = Swishing(), torch.ones(1, 3)
+    (fallback,) = plan(model, x).fallbacks
+    assert (fallback.name, fallback.type) == ("Swish", "autograd.Function")
+    with pytest.raises(FallbackError, match="Swish"):
+        LRP(model, strict=True).attribute(x, target=0)
+
+
+def test_a_rule_of_a_merged_batch_norm_is_said_to_have_no_effect() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    name_map = [(["0"], EpsilonRule, {}), (["1"], GammaRule, {})]
+    (row,) = plan(model, torch.ones(1, 3), name_map).rows
+    assert row.batch_norm == "1 (its GammaRule has no effect)"

@@ -134,7 +134,7 @@ def test_rule_equals_the_dense_formula(layer_name, rule_name, driver, dtype) -> 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("layer_name", ["linear", "conv2d", "conv2d-reflect", "avg_pool2d"])
 def test_a_wrong_formula_is_seen(layer_name, driver) -> None:
-    """The negative control of the test above: no rule passes for another, nor another stabilizer."""
+    """The negative control: no rule passes for another, nor one stabilizer for another."""
     k = case(layer_name, torch.float64)
     for rule_name, pair in RULES.items():
         relevance = DRIVERS[driver](
