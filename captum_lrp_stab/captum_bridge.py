@@ -16,7 +16,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import describe, kernel, stabilizers
+from captum_lrp_stab import describe, kernel, stabilizers, types
 from captum_lrp_stab.affine import Affine, Sum
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Group
@@ -124,6 +124,12 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
         """Replace the layer's output by one whose backward pass is this rule."""
         inputs = _tensors(inputs)
+        if not inputs:
+            raise RuleError(
+                f"{self.describe_place(module)}: it is called with keyword arguments, which stock "
+                "Captum's hooks do not see; call it with positional ones, or use "
+                "captum_lrp_stab.LRP"
+            )
         if not isinstance(outputs, Tensor):
             raise RuleError(
                 f"{self.describe_place(module)}: its output is a {type(outputs).__name__}, but a "
@@ -166,14 +172,15 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
                 f"{self.describe_place(module)}: the rule serves linear layers, convolutions, "
                 "average pools and batch norm; give this layer PassRule() or no rule"
             )
-        if type(module).forward not in _KNOWN_FORWARDS:
+        unknown = type(module).forward not in _KNOWN_FORWARDS
+        if unknown or isinstance(module, types.ConvolutionTranspose):  # it may have an output_size
             with torch.no_grad():
-                same = torch.allclose(op.apply(x, op.weight, op.bias), z, rtol=1e-3, atol=1e-4)
-            if not same:
+                own = op.apply(x, op.weight, op.bias)
+            if own.shape != z.shape or not torch.allclose(own, z, rtol=1e-3, atol=1e-4):
                 raise RuleError(
                     f"{self.describe_place(module)}: its forward() computes something else than "
-                    "its base class, so the rule's weights are unknown; use captum_lrp_stab.LRP, "
-                    "which follows the operations themselves"
+                    "its base class, or was given an output_size, so the rule's weights are "
+                    "unknown; use captum_lrp_stab.LRP, which follows the operations themselves"
                 )
         described = op
 

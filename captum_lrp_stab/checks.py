@@ -26,7 +26,9 @@ def check_kind(model: nn.Module) -> None:
                 f"{place} is a TorchScript module, whose operations cannot be seen; explain the "
                 "model it was scripted or traced from"
             )
-        if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+        if module._compiled_call_impl is not None or (
+            dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+        ):
             raise ModelError(
                 f"{place} was made by torch.compile, which leaves no operations to see; explain "
                 "the module it was made from (its _orig_mod)"
@@ -47,9 +49,11 @@ def check_model(model: nn.Module) -> None:
     check_kind(model)
     training = []
     for name, module in model.named_modules():
-        if module.training and isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU)):
-            if getattr(module, "p", 1.0) != 0:
-                training.append(_place(name, module))
+        random = isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU))
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+            random = module.dropout > 0
+        if module.training and random and getattr(module, "p", 1.0) != 0:
+            training.append(_place(name, module))
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
         raise ModelError(

@@ -29,6 +29,8 @@ class _RuleStep(torch.autograd.Function):
     ) -> Tensor:
         """Return the layer's own output."""
         z = call()
+        if z._is_view():  # an in-place operation on the output of a Function must not meet a view
+            z = z.clone()
         site.keep(z)
         ctx.save_for_backward(x)
         ctx.site, ctx.trace, ctx.direct = site, trace, carrier is not None
@@ -37,9 +39,15 @@ class _RuleStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         """Return the coefficient for x, or the relevance for the carrier."""
-        (x,) = ctx.saved_tensors
         site, c = ctx.site, upstream[0]
-        result = site.rule.coefficient(site.op, x, site.pre_activation(x), c)
+        try:
+            (x,) = ctx.saved_tensors
+        except RuntimeError as error:
+            raise ModelError(
+                f"layer '{site.name}': the model writes over the layer's input, in place, after "
+                "the layer has read it; make that operation out of place"
+            ) from error
+        result = site.rule.coefficient(site.op, x, site.pre_activation(x, c), c)
         if ctx.trace is not None:
             ctx.trace.backward(site.operation, c, result)
         gradients = (None, result) if ctx.direct else (result, None)
@@ -114,6 +122,11 @@ class Probe:
         self.relevances[position] = relevance if known is None else known + relevance
 
 
+_MOVES = frozenset(
+    "clone contiguous flatten permute reshape squeeze transpose unflatten unsqueeze view".split()
+)
+
+
 class GradientForm(Interception):
     """Carry coefficients; see the module's docstring."""
 
@@ -176,6 +189,16 @@ class GradientForm(Interception):
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
         return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
 
+    def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation that needs no rule; a carrier moves with the input it stands beside."""
+        out = super().other(func, args, kwargs)
+        if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
+            carrier = self._carrier(args[0])
+            if carrier is not None and func.__name__ in _MOVES and out is not args[0]:
+                moved = func(carrier, *args[1:], **kwargs)
+                self._carried.append((out, out._version, moved))
+        return out
+
     def carrier_of(self, site: Site) -> Tensor | None:
         """Return what collects relevance beside the layer's input, None for proportional rules.
 
@@ -195,7 +218,7 @@ class GradientForm(Interception):
         return carrier
 
     def _carrier(self, x: Tensor) -> Tensor | None:
-        for tensor, version, carrier in self._carried:
+        for tensor, version, carrier in reversed(self._carried):
             if tensor is x and version == x._version:
                 return carrier
         return None

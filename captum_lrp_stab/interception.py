@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from captum_lrp_stab import activations, describe, mapping, operations, types
 from captum_lrp_stab.affine import Affine, Convolution, Dense, Pad
 from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.errors import ModelError, RuleError
 
 Call = Callable[[], Tensor]
 
@@ -48,6 +48,7 @@ class Site:
     x: Tensor
     z: Tensor = field(init=False)  # an alias of the output's memory
     version: int = field(init=False)  # of z, as long as it is the pre-activation where it matters
+    rectified: bool = False  # an in-place ReLU has written over z
 
     @property
     def name(self) -> str:
@@ -59,11 +60,13 @@ class Site:
         self.z = z.detach()
         self.version = self.z._version
 
-    def pre_activation(self, x: Tensor) -> Tensor:
-        """Return z, computed again if something has written over it."""
-        if self.z._version == self.version:
-            return self.z
-        return self.op.apply(x, self.op.weight, self.op.bias)
+    def pre_activation(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return z, computed again if something has written over it that matters."""
+        intact = self.z._version == self.version
+        if intact and self.rectified:
+            # where z was negative its coefficient is 0, unless the model read z before the ReLU
+            intact = not bool(((self.z == 0) & (c != 0)).any())
+        return self.z if intact else self.op.apply(x, self.op.weight, self.op.bias)
 
 
 class Interception(TorchFunctionMode):
@@ -88,11 +91,14 @@ class Interception(TorchFunctionMode):
         self.default = default
         self.merge_batch_norm = merge_batch_norm
         self.operations: list[Operation] = []
+        self.leaves: tuple[Tensor, ...] = ()  # the tensors that stand for the model's inputs
         self.modules = dict(model.named_modules())
         self._leaves = {name for name, _ in mapping.leaf_modules(model)}
         self._stack: list[str] = []
         self._counts: Counter[str] = Counter()
         self._thread = threading.get_ident()
+        self._ran: set[str] = set()  # layers with a rule whose forward was called
+        self._served: set[str] = set()  # layers whose rule met an operation it can serve
 
     # which module an operation belongs to --------------------------------------------------------
 
@@ -103,7 +109,8 @@ class Interception(TorchFunctionMode):
         try:
             for name, module in self.modules.items():
                 handles.append(module.register_forward_pre_hook(self._entering(name)))
-                handles.append(module.register_forward_hook(self._leaving(name)))
+                leaving = self._leaving(name)
+                handles.append(module.register_forward_hook(leaving, always_call=True))
             yield
         finally:
             for handle in handles:
@@ -114,6 +121,8 @@ class Interception(TorchFunctionMode):
             if threading.get_ident() != self._thread:
                 return None
             self._stack.append(name)
+            if name in self.rules:
+                self._ran.add(name)
             return self.on_input(name, inputs)
 
         return hook
@@ -122,7 +131,6 @@ class Interception(TorchFunctionMode):
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return None
-            # a module whose forward raised, and whose caller went on, never left
             while self._stack and self._stack.pop() != name:
                 pass
             return self.on_output(name, output)
@@ -145,8 +153,11 @@ class Interception(TorchFunctionMode):
             return current, type(module).__name__
         kind = func.__name__.strip("_")
         prefix = f"{current}.{kind}" if current else kind
-        self._counts[prefix] += 1
-        return f"{prefix}_{self._counts[prefix] - 1}", kind
+        while True:
+            name = f"{prefix}_{self._counts[prefix]}"
+            self._counts[prefix] += 1
+            if name not in self.modules:
+                return name, kind
 
     # dispatch ------------------------------------------------------------------------------------
 
@@ -158,36 +169,77 @@ class Interception(TorchFunctionMode):
             return self.other(func, args, kwargs)
         x = args[0] if args else kwargs.get("input")
         if not isinstance(x, Tensor) or not x.requires_grad:
+            self._served.update(self._stack[-1:])  # nothing of the input passes here
             return func(*args, **kwargs)
         return handler(self, func, x, args, kwargs)
 
     def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation that needs no rule; list it if its gradient is no LRP rule."""
+        self._refuse_randomness(func, kwargs)
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and out.requires_grad and torch.is_grad_enabled():
-            reason = operations.fallback_reason(func, args, kwargs)
-            if reason:
+        differentiable = torch.is_grad_enabled() and any(
+            t.requires_grad for t in operations.tensors_in((out,), {})
+        )
+        if differentiable:
+            reason = operations.fallback_reason(func, args, kwargs, self._depends_on_input)
+            if reason and self._depends_on_input(*operations.tensors_in(args, kwargs)):
                 name, kind = self._place(func)
                 self.operations.append(Operation(name, kind, fallback=reason))
         return out
+
+    def _depends_on_input(self, *tensors: Tensor) -> bool:
+        """Return whether a tensor depends on the model's input: not so one made of parameters."""
+        made = [t for t in tensors if t.requires_grad and not t.is_leaf]
+        return any(operations.reaches(t, self.leaves) for t in made)
+
+    def _refuse_randomness(self, func: Callable[..., Any], kwargs: Any) -> None:
+        name = func.__name__
+        drops = bool(kwargs.get("dropout_p"))
+        if not drops and name not in operations.RANDOM:
+            return
+        module = self.modules[self._stack[-1] if self._stack else ""]
+        if drops or module.training:
+            place, _ = self._place(func)
+            raise ModelError(
+                f"operation '{place}' of {type(module).__name__} is random, so that the relevance "
+                "would be of a random network; call model.eval()"
+            )
+
+    def refuse_unserved(self) -> None:
+        """Raise RuleError if a layer with a rule ran without an operation the rule serves."""
+        for name in sorted(self._ran - self._served):
+            module, rule = self.modules[name], self.rules[name]
+            if isinstance(module, types.Activation + types.Dropout):  # PassRule: served as they are
+                continue
+            raise RuleError(
+                f"{type(rule).__name__} on layer '{name}' ({type(module).__name__}): the layer ran "
+                "no linear operation, average pool or batch norm of its own that the rule could "
+                "serve; leave the layer out of the name_map"
+            )
 
     def _on_affine(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         name, kind = self._place(func)
         rule = self._rule(name, func)
         if rule is None:
             return self.mixing(Operation(name, kind), func, args, kwargs)
+        if self._depends_on_input(*operations.tensors_in(args[1:], _rest(kwargs))):
+            reason = "its weights or its bias depend on the input"
+            self.operations.append(Operation(name, kind, fallback=reason))
+            return func(*args, **kwargs)
         op = describe.of_call(func, args, kwargs)
         tag = getattr(x, "_lrp_padded", None)
         if tag is not None and isinstance(op, Convolution) and op.pad is None:
-            x, pad = tag
-            op = replace(op, pad=pad)
+            unpadded, pad, versions = tag
+            if versions == (unpadded._version, x._version):
+                x, op = unpadded, replace(op, pad=pad)
         return self._serve(Operation(name, kind, rule), op, rule, x, lambda: func(*args, **kwargs))
 
     def _rule(self, name: str, func: Any) -> Rule | None:
         if name in self.rules:
+            self._served.add(name)
             return self.rules[name]
         module = self.modules.get(name)
-        pools = func in _POOLS or isinstance(module, types.AvgPool + types.BatchNorm)
+        pools = func in _WITHOUT_DEFAULT or isinstance(module, types.AvgPool + types.BatchNorm)
         return None if pools else self.default
 
     def _serve(self, operation: Operation, op: Affine, rule: Rule, x: Tensor, call: Call) -> Tensor:
@@ -219,16 +271,21 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)  # type: ignore[no-any-return]
 
         site = _current_site(x)
+        if self._depends_on_input(*operations.tensors_in(args[1:], _rest(kwargs))):
+            reason = "its scale or its shift depend on the input"
+            self.operations.append(Operation(name, kind, fallback=reason))
+            return func(*args, **kwargs)
         if self.merge_batch_norm and site is not None and _mergeable(site, x):
             scale = describe.of_call(func, args, kwargs)
             assert scale.bias is not None
             merged = site.op.scaled(scale.weight, scale.bias)
             if merged is not None:
                 site.operation.batch_norm = name
+                self._served.add(name)
                 self.operations.remove(site.operation)
                 out = self._serve(site.operation, merged, site.rule, site.x, call)
                 return self.on_merge(site.name, out)
-        rule = self.rules.get(name)
+        rule = self._rule(name, func)
         if rule is None:
             return self.mixing(Operation(name, kind), func, args, kwargs)
         op = describe.of_call(func, args, kwargs)
@@ -243,7 +300,8 @@ class Interception(TorchFunctionMode):
         bound = dict(zip(_PAD_ARGUMENTS, args, strict=False)) | kwargs
         mode = bound.get("mode", "constant")
         if mode != "constant" or not bound.get("value"):
-            out._lrp_padded = (x, Pad(tuple(bound["pad"]), mode))
+            pad = Pad(tuple(bound["pad"]), mode)
+            out._lrp_padded = (x, pad, (x._version, out._version))
         return out
 
     def _on_relu(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
@@ -255,8 +313,8 @@ class Interception(TorchFunctionMode):
             site.keep(site.z.clone())
         out = func(*args, **kwargs)
         if rectified and site.z.data_ptr() == x.data_ptr():
-            # where z was negative the coefficient is 0, so the rectified z serves as well
             site.version = site.z._version
+            site.rectified = True
         return out
 
     def _on_activation(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
@@ -314,7 +372,8 @@ _BATCH_NORM_ARGUMENTS = (
 )
 _PAD_ARGUMENTS = ("input", "pad", "mode", "value")
 _NAMED = types.RuleBearing + types.Activation + types.Dropout
-_POOLS = {
+_WITHOUT_DEFAULT = {
+    F.batch_norm,
     F.avg_pool1d,
     F.avg_pool2d,
     F.avg_pool3d,

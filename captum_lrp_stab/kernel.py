@@ -87,7 +87,8 @@ def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:
         elif term.bias is None and term.part.is_empty(x):
             continue
         else:
-            d = op.apply(term.input(x), term.weight, term.bias)
+            source = term.input(x).to(term.weight.dtype)  # under autocast they differ
+            d = op.apply(source, term.weight, term.bias)
         total = term.sign * d if total is None else total + term.sign * d
     if total is None:
         return torch.zeros_like(z)

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
-from captum.attr._core.lrp import SUPPORTED_NON_LINEAR_LAYERS
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
@@ -240,19 +239,28 @@ class AttachedRules(AbstractContextManager["AttachedRules"]):
 
     def __init__(self, model: nn.Module, rules: dict[str, PropagationRule]) -> None:
         self.rules = rules
-        self._saved: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
+        self._saved: list[tuple[nn.Module, type[nn.Module], type[nn.Module], dict[str, Any]]] = []
         leaves = dict(leaf_modules(model))
         for name, rule in rules.items():
             module = leaves[name]
             kept = {key: vars(module)[key] for key in _CAPTUM_NAMES if key in vars(module)}
-            self._saved.append((module, type(module), kept))
+            made = _with_rule(module, rule)
+            self._saved.append((module, made, type(module), kept))
             vars(module).pop("rule", None)
-            module.__class__ = _with_rule(type(module), rule)
+            module.__class__ = made
 
     def restore(self) -> None:
-        """Put every module back as it was; a second call does nothing."""
+        """Put every module back as it was; a second call does nothing.
+
+        Raises:
+            RuleMapError: Rules attached later are still there.
+        """
+        if any(type(module) is not made for module, made, _, _ in self._saved):
+            raise RuleMapError(
+                "attach_rules was called on this model again; restore the rules attached last first"
+            )
         while self._saved:
-            module, cls, kept = self._saved.pop()
+            module, _, cls, kept = self._saved.pop()
             module.__class__ = cls
             for key in _CAPTUM_NAMES:
                 vars(module).pop(key, None)
@@ -271,17 +279,32 @@ class AttachedRules(AbstractContextManager["AttachedRules"]):
 _CAPTUM_NAMES = ("rule", "activations")  # what stock Captum leaves on a module
 
 
-def _with_rule(cls: type[nn.Module], rule: PropagationRule) -> type[nn.Module]:
-    """Return a subclass of ``cls`` with a ``rule`` that Captum cannot delete.
+def _with_rule(module: nn.Module, rule: PropagationRule) -> type[nn.Module]:
+    """Return a subclass of the module's class with a ``rule`` that Captum cannot delete.
 
     Captum deletes ``module.rule`` at the end of ``attribute`` and uses its defaults in the next
     call without a word. torch.nn.utils.parametrize swaps a module's class in the same way.
     """
+    cls = type(module)
 
     def keep(self: nn.Module) -> None:
         """Ignore ``del module.rule``."""
 
-    return type(cls.__name__, (cls,), {"rule": property(lambda self: rule, None, keep)})
+    def as_base(self: nn.Module, protocol: Any) -> Any:
+        """Copy and pickle as an instance of ``cls``, without the rule."""
+        reduced: Any = cls.__reduce_ex__(self, protocol)
+        function, arguments, *rest = reduced
+        return function, (cls, *arguments[1:]), *rest
+
+    body: dict[str, Any] = {
+        "rule": property(lambda self: rule, None, keep),
+        "__reduce_ex__": as_base,
+    }
+    if "inplace" in vars(module):
+        # a rule hooks the layer's input, which an activation must not have written over by then
+        body["inplace"] = property(lambda self: False, lambda self, value: None)
+    made = type(cls.__name__, (cls,), body)
+    return made
 
 
 def attach_rules(model: nn.Module, name_map: NameMap) -> AttachedRules:
@@ -335,20 +358,20 @@ def attach_rules(model: nn.Module, name_map: NameMap) -> AttachedRules:
             rules[name] = own  # attached too, because stock Captum would delete it
             continue
         rule = default_rule(name, module)
-        if rule is not None:
-            rule.layer = name
-            rules[name] = rule
+        rule.layer = name
+        rules[name] = rule
     return AttachedRules(model, rules)
 
 
-def default_rule(name: str, module: nn.Module) -> Rule | None:
-    """Return the rule a leaf module without one gets under stock Captum, None if it needs none.
+def default_rule(name: str, module: nn.Module) -> Rule:
+    """Return the rule a leaf module without one gets under stock Captum.
+
+    Activations get one too: the hook Captum would put on a ReLU replaces the whole gradient of its
+    input, and with it what other layers that read the same tensor send back.
 
     Raises:
         RuleMapError: Nothing is known about the module's type.
     """
-    if type(module) in SUPPORTED_NON_LINEAR_LAYERS:
-        return None
     if isinstance(module, (*types.RuleBearing, Addition_Module)):
         return EpsilonRule()
     if isinstance(module, types.Activation):

@@ -34,7 +34,7 @@ MIXING = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d
     avg_pool3d batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     cumsum diff interpolate linear mean nansum neg negative rsub sub subtract sum trace unfold
-    upsample upsample_bilinear upsample_nearest grid_sample
+    upsample upsample_bilinear upsample_nearest
     """.split()
 )
 """Operations that are linear in all their inputs together."""
@@ -47,8 +47,16 @@ PRODUCTS = frozenset(
 )
 """Operations that are linear as long as one factor at most depends on the input."""
 
-QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv".split())
-"""Operations that are linear as long as the divisor does not depend on the input."""
+QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv grid_sample".split())
+"""Operations that are linear as long as the divisor, or the grid, does not depend on the input."""
+
+RANDOM = frozenset(
+    """
+    bernoulli bernoulli_ exponential_ multinomial normal normal_ poisson rand rand_like randint
+    randint_like randn randn_like rrelu_with_noise uniform_
+    """.split()
+)
+"""Operations whose result is drawn."""
 
 PIECEWISE = frozenset(
     """
@@ -75,20 +83,41 @@ def canonical_name(func: Callable[..., Any]) -> str:
     return name
 
 
+def made(tensor: Tensor) -> bool:
+    """Return whether a tensor is the result of a differentiable operation."""
+    return tensor.requires_grad and not tensor.is_leaf
+
+
 def fallback_reason(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    depends: Callable[[Tensor], bool] = made,
 ) -> str:
-    """Return why an operation gets its plain gradient, or "" if that is LRP-0 anyway."""
+    """Return why an operation gets its plain gradient, or "" if that is LRP-0 anyway.
+
+    Args:
+        func: The operation.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        depends: Whether a tensor depends on the model's input.
+    """
     name = canonical_name(func)
     if name in MOVING or name in MIXING or name in PIECEWISE:
         return ""
     if name in PRODUCTS:
-        factors = sum(t.requires_grad and not t.is_leaf for t in tensors_in(args, kwargs))
+        factors = sum(depends(t) for t in tensors_in(args, kwargs))
         return "a product of values that both depend on the input" if factors > 1 else ""
     if name in QUOTIENTS:
-        divisor = args[0] if name.startswith("r") else (*args, kwargs.get("other"))[1]
-        depends = isinstance(divisor, Tensor) and divisor.requires_grad and not divisor.is_leaf
-        return "a division by a value that depends on the input" if depends else ""
+        if kwargs.get("rounding_mode"):
+            return "rounding has no gradient"
+        second = (*args, kwargs.get("other", kwargs.get("grid")))[1]
+        divisor = args[0] if name.startswith("r") else second
+        if not isinstance(divisor, Tensor) or not depends(divisor):
+            return ""
+        if name == "grid_sample":
+            return "a grid that depends on the input"
+        return "a division by a value that depends on the input"
     return "no LRP rule is known for this operation"
 
 
@@ -107,8 +136,25 @@ def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
         waiting.extend(previous for previous, _ in node.next_functions)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             function: type[torch.autograd.Function] = node._forward_cls
-            if not function.__module__.startswith(f"{__package__}."):
+            ours = function.__module__.startswith(f"{__package__}.")
+            if not ours and function.__name__ != "BackwardHookFunction":  # a module's full hook
                 yield function
+
+
+def reaches(tensor: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Return whether the graph of ``tensor`` goes back to one of ``leaves``."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)  # of AccumulateGrad
+        if variable is not None and any(variable is leaf for leaf in leaves):
+            return True
+        waiting.extend(previous for previous, _ in node.next_functions)
+    return False
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:

@@ -109,6 +109,12 @@ def operations_of(
     return mode.operations + _hidden_fallbacks(output)
 
 
+_CHECKPOINT = (
+    "the model uses activation checkpointing (torch.utils.checkpoint) or saved-tensor hooks, which "
+    "run operations again where they cannot be seen; turn them off for the attribution"
+)
+
+
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
     if isinstance(inputs, Tensor):
         return (inputs,)
@@ -130,8 +136,15 @@ def _forward(
     extra = _format_additional_forward_args(additional_forward_args) or ()
     extra = [_usable(argument) for argument in extra]
     stand_ins = mode.prepare(inputs, probes, trace)
-    with mode.watch(), mode:
-        return model(*stand_ins, *extra)
+    try:
+        with mode.watch(), torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
+            output = model(*stand_ins, *extra)
+    except RuntimeError as error:
+        if str(error) == _CHECKPOINT:
+            raise ModelError(_CHECKPOINT) from error
+        raise
+    mode.refuse_unserved()
+    return output
 
 
 def _usable(value: Any) -> Any:

@@ -6,6 +6,7 @@ stabilizer. Every rule works in stock ``captum.attr.LRP`` and in :class:`captum_
 """
 
 import math
+import numbers
 import warnings
 from typing import Literal
 
@@ -267,13 +268,12 @@ class ZBoxRule(Rule):
                 InputWarning,
                 stacklevel=2,
             )
-        w, b = op.weight, op.bias
-        b_plus = None if b is None else b.clamp(min=0)
-        b_minus = None if b is None else b.clamp(max=0)
+        w = op.weight
+        # b - b^+ - b^- is 0: adding the three would only round what is left of a small sum
         terms = (
-            Term(w, b),
-            Term(w.clamp(min=0), b_plus, constant=low, sign=-1.0),
-            Term(w.clamp(max=0), b_minus, constant=high, sign=-1.0),
+            Term(w, None),
+            Term(w.clamp(min=0), None, constant=low, sign=-1.0),
+            Term(w.clamp(max=0), None, constant=high, sign=-1.0),
         )
         return (Group(terms, one_sign=inside),)
 
@@ -385,7 +385,7 @@ class PassRule(Rule):
 
 
 def _non_negative(rule: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RuleError(f"{rule}: {name} is {value!r}; give a number >= 0")
     if not (math.isfinite(value) and value >= 0):
         raise RuleError(f"{rule}: {name} is {value!r}; give a finite number >= 0")

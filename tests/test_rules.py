@@ -167,7 +167,7 @@ def magnitudes(rule_name: str, dense: reference.Layer, x: Tensor) -> list[Tensor
         return [f(c).sum(1) + f(b) for f in (up, down)]
     if rule_name == "z_box":
         box = (LOW * up(dense.W)).abs() + (HIGH * down(dense.W)).abs()
-        return [(c.abs() + box).sum(1) + 2 * b.abs()]
+        return [(c.abs() + box).sum(1)]
     return [c.abs().sum(1) + b.abs()]
 
 

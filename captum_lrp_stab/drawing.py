@@ -1,0 +1,176 @@
+"""Heatmaps side by side over the picture, drawn with ``captum.attr.visualization``.
+
+Nothing here uses pyplot's figures, so that a caller's backend and current figure stay as they are.
+"""
+
+import math
+import textwrap
+
+import numpy as np
+from captum.attr import visualization
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from captum_lrp_stab.investigation import Finding, Investigation
+
+_MOST_COLUMNS = 3
+_PANEL = 3.2  # inches
+_TITLE = 0.66
+_SATURATED = 5  # per cent of the summed absolute relevance
+# small relevance is transparent, so that the picture shows through
+_COLOURS = LinearSegmentedColormap.from_list(
+    "relevance", [(0.05, 0.15, 0.75, 1.0), (1.0, 1.0, 1.0, 0.0), (0.85, 0.05, 0.05, 1.0)]
+)
+_NONFINITE = (0.55, 0.1, 0.65, 0.75)
+
+
+def draw(investigation: Investigation) -> Figure:
+    """Return a figure with the picture and one heatmap per finding."""
+    panels = 1 + len(investigation.findings)
+    rows = math.ceil(panels / _MOST_COLUMNS)
+    columns = math.ceil(panels / rows)
+    width = columns * (_PANEL + 0.2)
+    header = textwrap.wrap(
+        f"{investigation.model} ({investigation.weights}), {investigation.rules}, "
+        f"{investigation.form} form, {investigation.dtype}",
+        int(11 * width),
+    )
+    footer = textwrap.wrap(
+        "red: for the class, blue: against it; rings: the largest and smallest value; each panel "
+        f"has a scale of its own, on which the strongest {_SATURATED}% saturate",
+        int(15 * width),
+    )
+    above, below = 0.2 + 0.2 * len(header), 0.2 + 0.16 * len(footer)
+    height = rows * (_PANEL + _TITLE) + above + below
+    figure = Figure(figsize=(width, height), dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(
+        left=0.1 / width,
+        right=1 - 0.1 / width,
+        bottom=below / height,
+        top=1 - (above + _TITLE) / height,
+        wspace=0.06,
+        hspace=_TITLE / _PANEL,
+    )
+    figure.text(0.5, 1 - 0.1 / height, "\n".join(header), ha="center", va="top", fontsize=12)
+    figure.text(0.5, 0.1 / height, "\n".join(footer), ha="center", fontsize=9, color="0.3")
+    picture = np.asarray(investigation.picture)
+    _show_picture(figure, axes[0], picture)
+    score = f"score {investigation.score:.4g}, probability {investigation.probability:.3g}"
+    _title(axes[0], investigation.label, f"class {investigation.target}", score)
+    for ax, finding, heatmap in zip(
+        axes[1:], investigation.findings, investigation.heatmaps, strict=False
+    ):
+        _show_finding(figure, ax, picture, finding, heatmap)
+    for ax in axes[panels:]:
+        ax.axis("off")
+    return figure
+
+
+def _show_picture(figure: Figure, ax: Axes, picture: NDArray[np.uint8]) -> None:
+    visualization.visualize_image_attr(
+        np.ones(picture.shape[:2]),
+        picture,
+        method="original_image",
+        plt_fig_axis=(figure, ax),
+        use_pyplot=False,
+    )
+
+
+def _show_finding(
+    figure: Figure, ax: Axes, picture: NDArray[np.uint8], finding: Finding, heatmap: Tensor
+) -> None:
+    values = heatmap.numpy()
+    finite = np.isfinite(values)
+    shown = np.where(finite, values, 0.0)
+    largest = np.abs(shown).max()
+    if largest > 0:
+        shown = shown / largest
+        shown = shown / np.abs(shown).mean()  # Captum warns where the scale is nearly 0
+        visualization.visualize_image_attr(
+            shown,
+            picture,
+            method="blended_heat_map",
+            sign="all",
+            plt_fig_axis=(figure, ax),
+            cmap=_COLOURS,
+            alpha_overlay=1.0,
+            outlier_perc=_SATURATED,
+            use_pyplot=False,
+        )
+        ax.images[0].set_clim(-400, 255)  # the picture, faded
+    else:
+        _show_picture(figure, ax, np.repeat(picture.mean(2, keepdims=True), 3, 2).astype(np.uint8))
+    if not finite.all():
+        ax.imshow(np.where(finite[..., None], 0.0, np.array(_NONFINITE)))
+        ax.text(
+            0.5,
+            0.5,
+            _what_is_not_finite(finding),
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white",
+            bbox={"facecolor": (0.2, 0.0, 0.25), "alpha": 0.8, "edgecolor": "none", "pad": 6},
+        )
+    elif not largest > 0:
+        ax.text(0.5, 0.5, "0 everywhere", transform=ax.transAxes, ha="center", va="center")
+    for extreme, colour in (finding.largest, "darkred"), (finding.smallest, "darkblue"):
+        if extreme is not None:
+            ax.plot(
+                extreme.column,
+                extreme.row,
+                marker="o",
+                markersize=11,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+                markeredgewidth=0.9,
+            )
+    _title(ax, finding.name, *_numbers(finding))
+
+
+def _title(ax: Axes, name: str, *lines: str) -> None:
+    for text, points, size, weight, colour in (
+        ("\n".join(lines), 4, 8.5, "normal", "0.25"),
+        (textwrap.shorten(name, 32), 6 + 11 * len(lines), 11, "bold", "black"),
+    ):
+        ax.annotate(
+            text,
+            (0, 1),
+            (0, points),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=size,
+            weight=weight,
+            color=colour,
+        )
+
+
+def _numbers(finding: Finding) -> tuple[str, ...]:
+    """Return the lines under a panel's name."""
+    score = "not finite" if finding.score is None else f"{finding.score:.4g}"
+    pixels = finding.pixels if finding.finite_pixels is None else finding.finite_pixels
+    if pixels.minimum is None or pixels.maximum is None:
+        return ("no finite pixel", f"score {score}")
+    total = finding.values.total
+    of = "" if finding.finite_pixels is None else "finite pixels "
+    sums = "not finite" if total is None else f"{total:.3g}"
+    return (
+        f"{of}{pixels.minimum:.2g} ... {pixels.maximum:.2g}",
+        f"sum {sums}, score {score}",
+    )
+
+
+def _what_is_not_finite(finding: Finding) -> str:
+    pixels = finding.pixels
+    total = pixels.nan + pixels.infinite + pixels.negative + pixels.zero + pixels.positive
+    lines = [f"{pixels.nan} NaN, {pixels.infinite} Inf of {total} pixels"]
+    if finding.origin is None:
+        lines.append("arose outside the layers with a rule")
+    else:
+        lines += ["first arose in layer", finding.origin.name, f"({finding.origin.direction} pass)"]
+    return "\n".join(lines)

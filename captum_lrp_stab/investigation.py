@@ -1,0 +1,233 @@
+"""The study: one picture, one network, several stabilizers, and what becomes of the relevance.
+
+:func:`investigate` computes; ``report`` writes, ``cli`` asks and shows.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from captum_lrp_stab import checks, choices, forms
+from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.presets import Preset
+from captum_lrp_stab.propagation import Propagation, operations_of, propagate
+from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.stabilizers import Stabilizer
+from captum_lrp_stab.summary import Place, Statistics, finite_part, place, statistics
+from captum_lrp_stab.trace import LayerTrace, Trace
+from captum_lrp_stab.translation import rules_of
+from captum_lrp_stab.zoo import Classifier
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one stabilizer does."""
+
+    name: str
+    stabilizer: str
+    finite: bool
+    origin: LayerTrace | None  # the first layer where NaN or Inf arose
+    score: float | None  # the target's output, as the form computes it
+    sum_over_score: float | None
+    values: Statistics  # of every value
+    pixels: Statistics  # of the sums over channels
+    finite_values: Statistics | None  # of the finite values alone, where not all are
+    finite_pixels: Statistics | None
+    largest: Place | None
+    smallest: Place | None
+    anomaly: str | None  # what autograd's anomaly detection says, if asked
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Investigation:
+    """The findings, and what they are about."""
+
+    model: str
+    weights: str
+    form: str
+    rules: str
+    dtype: str
+    target: int
+    label: str
+    probability: float
+    score: float  # of the model as it is
+    fallbacks: tuple[str, ...]  # operations that got their plain gradient: no rule is known
+    findings: tuple[Finding, ...]
+    picture: Image.Image
+    heatmaps: tuple[Tensor, ...]  # (H, W), relevance summed over channels, one per finding
+
+
+def with_stabilizer(name_map: NameMap, stabilizer: Stabilizer) -> NameMap:
+    """Return a name_map with one stabilizer for every rule that takes one."""
+    return [
+        (names, rule, {**parameters, "stabilizer": stabilizer})
+        if "stabilizer" in inspect.signature(rule).parameters
+        else (names, rule, parameters)
+        for names, rule, parameters in name_map
+    ]
+
+
+def investigate(
+    classifier: Classifier,
+    image: Image.Image,
+    *,
+    target: int | None = None,
+    rules: str | NameMap | Preset = "lrp_tutorial",
+    names: Sequence[str] = choices.DEFAULT_STABILIZERS,
+    form: str = "gradient",
+    dtype: str = "float32",
+    detect_anomaly: bool = False,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Investigation:
+    """Attribute a picture once for each stabilizer, and describe what comes out.
+
+    Args:
+        classifier: The model; it is converted to ``dtype``.
+        image: An RGB picture of any size.
+        target: The class to explain; None for the one the model finds.
+        rules: A preset, its name, or a name_map; each rule gets the stabilizer under study.
+        names: Stabilizers, see :func:`captum_lrp_stab.choices.stabilizer_of`.
+        form: One of ``forms.NAMES``.
+        dtype: One of ``choices.DTYPES``.
+        detect_anomaly: Run each once more under ``torch.autograd.detect_anomaly``.
+        progress: Called with each name before its turn.
+
+    Raises:
+        InputError: ``target`` is out of range, or the form or dtype is unknown.
+        StabilizerError: A stabilizer is unknown.
+        RuleMapError: The preset is unknown, or does not fit the model.
+        ModelError: The model cannot be followed, or has non-finite parameters.
+    """
+    floating = choices.dtype_of(dtype)
+    chosen = [choices.stabilizer_of(name) for name in names]
+    if isinstance(rules, str):
+        rules = choices.preset_of(rules, classifier.preprocessing)
+    described = rules.name if isinstance(rules, Preset) else "name_map"
+    model = classifier.model.to(floating)
+    name_map = rules(model) if isinstance(rules, Preset) else rules
+    picture = classifier.preprocessing.picture(image)
+    x = classifier.preprocessing.input(picture, floating)
+    checks.check_parameters(model)
+    target, score, probability, gradient = _look(model, x, target)
+
+    def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
+        return propagate(
+            model,
+            x,
+            target,
+            rules=rules_of(model, with_stabilizer(name_map, stabilizer)),
+            default=EpsilonRule(stabilizer=stabilizer),
+            trace=trace,
+            form=forms.form_of(form, stabilizer),
+        )
+
+    planned = operations_of(model, x, rules=rules_of(model, name_map))
+    fallbacks = tuple(f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback)
+    where = pil_to_tensor(picture), x[0], gradient
+    findings, heatmaps = [], []
+    for name, stabilizer in zip(map(choices.spelled_out, names), chosen, strict=True):
+        progress(name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            done = run(stabilizer)
+            trace = Trace()
+            if not done.is_finite:
+                run(stabilizer, trace)  # once more, watched
+        anomaly = _anomaly(partial(run, stabilizer)) if detect_anomaly else None
+        said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+        origin = trace.origin()
+        findings.append(_finding(name, stabilizer, done, origin, where, anomaly, said))
+        heatmaps.append(done.relevances[0][0].to(torch.float64).sum(0))
+    return Investigation(
+        classifier.name,
+        classifier.weights,
+        form,
+        described,
+        dtype,
+        target,
+        classifier.label(target),
+        probability,
+        score,
+        fallbacks,
+        tuple(findings),
+        picture,
+        tuple(heatmaps),
+    )
+
+
+def _finding(
+    name: str,
+    stabilizer: Stabilizer,
+    done: Propagation,
+    origin: LayerTrace | None,
+    where: tuple[Tensor, Tensor, Tensor],
+    anomaly: str | None,
+    said: tuple[str, ...],
+) -> Finding:
+    relevance = done.relevances[0][0].to(torch.float64)
+    heatmap = relevance.sum(0)
+    values = statistics(relevance)
+    score = float(done.score[0])
+    return Finding(
+        name,
+        repr(stabilizer),
+        done.is_finite,
+        origin,
+        score if math.isfinite(score) else None,
+        values.total / score if values.total is not None and score else None,
+        values,
+        statistics(heatmap),
+        finite_part(relevance),
+        finite_part(heatmap),
+        place(relevance, True, *where),
+        place(relevance, False, *where),
+        anomaly,
+        said,
+    )
+
+
+def _look(model: nn.Module, x: Tensor, target: int | None) -> tuple[int, float, float, Tensor]:
+    """Return the target, its score and probability, and the score's gradient ``(C, H, W)``.
+
+    Raises:
+        InputError: The target is out of range, or the model's output is not finite.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x.clone().requires_grad_()
+        output = model(point)[0]
+        if not bool(torch.isfinite(output).all()):
+            raise InputError(
+                f"the model's output is not finite in {x.dtype}, before any rule: take a wider "
+                "dtype"
+            )
+        if target is None:
+            target = int(output.argmax())
+        if not 0 <= target < len(output):
+            raise InputError(
+                f"target {target} is out of range: the model has the classes 0 to {len(output) - 1}"
+            )
+        (gradient,) = torch.autograd.grad(output[target], point)
+    outputs = output.detach().to(torch.float64)
+    return target, float(outputs[target]), float(outputs.softmax(0)[target]), gradient[0]
+
+
+def _anomaly(run: Callable[[], Propagation]) -> str:
+    """Return what ``torch.autograd.detect_anomaly`` says of a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly():
+            try:
+                run()
+            except RuntimeError as error:
+                return str(error)
+    return "nothing found"

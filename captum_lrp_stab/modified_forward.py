@@ -1,0 +1,116 @@
+r"""LRP by rewriting the forward pass, as the first implementations did.
+
+A layer's output z becomes the sum over the rule's groups (see ``kernel``) of
+:math:`α_g\, d_g \odot [z / s(d_g)]_{const}`, z being the true output on the input as modified so
+far, and relevance is input times gradient. The output keeps its value only where
+:math:`s(d) = d`, so that a stabilizer changes the network's score. Nothing is protected: a
+denominator of 0 gives NaN in the forward pass, which is what this form is for.
+
+Source: Montavon et al. 2019, ch. 10.3 (implementation by a modified forward pass).
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab import kernel
+from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.interception import Call, Operation, Site
+from captum_lrp_stab.kernel import Group, Part
+from captum_lrp_stab.trace import Trace
+
+
+class ModifiedForward(GradientForm):
+    """Change each layer's output so that input times gradient is relevance.
+
+    Constants that a rule sends through the layer, such as box bounds, collect relevance as well.
+    """
+
+    def prepare(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """Return stand-ins for the inputs."""
+        self._noted: dict[Operation, int] = {}
+        return super().prepare(*arguments)
+
+    def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
+        """Return ``value * gradient``."""
+        return value * carried
+
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the modified output."""
+        carrier = self.carrier_of(site)
+        watch = None if self.trace is None else _Watch(self.trace, site.operation)
+        x = site.x if watch is None else watch.entering(site.x)
+        with torch.no_grad():
+            # not call(): with a batch norm merged it would run on a layer modified already
+            z = site.op.apply(x, site.op.weight, site.op.bias)
+        total: Tensor | None = None
+        for group in site.rule.groups(site.op, x.detach()):
+            d = _denominators(group, site, x, carrier)
+            with torch.no_grad():
+                s = kernel.stabilized(group, site.op, x, d.detach(), site.rule.stabilize)
+            part = group.share * d * (z / s)
+            if group.outputs is not Part.ALL:
+                selected = z > 0 if group.outputs is Part.POSITIVE else z < 0
+                part = torch.where(selected, part, torch.zeros_like(part))
+            total = part if total is None else total + part
+        assert total is not None  # a rule has at least one group
+        site.keep(total)
+        if watch is None:
+            return total
+        self._note(watch.trace, site, total)
+        return watch.leaving(total)
+
+    def _note(self, trace: Trace, site: Site, out: Tensor) -> None:
+        trace.forward(site.operation, site.x, out)
+        index = self._noted.setdefault(site.operation, len(trace.layers) - 1)
+        if index < len(trace.layers) - 1:  # merged with its batch norm, and made anew
+            trace.layers[index] = trace.layers.pop()
+
+
+def _denominators(group: Group, site: Site, x: Tensor, carrier: Tensor | None) -> Tensor:
+    """Return the group's denominators, connected to x and, by the constants, to the carrier."""
+    total: Tensor | None = None
+    for term in group.terms:
+        source = term.input(x)
+        if term.constant is not None:
+            constant = term.constant.detach().expand_as(x)
+            source = Step.apply(partial(_weighted, constant), constant, carrier)
+        d = term.sign * site.op.apply(source, term.weight, term.bias)
+        total = d if total is None else total + d
+    assert total is not None  # a group has at least one term
+    return total
+
+
+def _weighted(constant: Tensor, gradient: Tensor) -> tuple[Tensor]:
+    return (constant * gradient,)
+
+
+class _Watch:
+    """Lets a trace see what the backward pass carries into and out of one layer."""
+
+    def __init__(self, trace: Trace, operation: Operation) -> None:
+        self.trace = trace
+        self._operation = operation
+        self._upstream: Tensor | None = None
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return a copy of the layer's input."""
+        copy: Tensor = Step.apply(self._hand_down, x.detach(), x)
+        return copy
+
+    def leaving(self, z: Tensor) -> Tensor:
+        """Return a copy of the layer's output."""
+        copy: Tensor = Step.apply(self._take, z.detach(), z)
+        return copy
+
+    def _take(self, upstream: Tensor) -> tuple[Tensor]:
+        self._upstream = upstream
+        return (upstream,)
+
+    def _hand_down(self, downstream: Tensor) -> tuple[Tensor]:
+        assert self._upstream is not None
+        self.trace.backward(self._operation, self._upstream, downstream)
+        return (downstream,)
