@@ -112,6 +112,12 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
 
     def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """Keep the layer's true inputs; a stock rule further down may change them in pass two."""
+        if not _tensors(inputs):
+            raise RuleError(
+                f"{self.describe_place(module)}: it is called with keyword arguments, which stock "
+                "Captum's hooks do not see; call it with positional ones, or use "
+                "captum_lrp_stab.LRP"
+            )
         kept: dict[torch.device, Any] = module.activations  # type: ignore[assignment]
         kept.setdefault(_device(inputs), []).append(tuple(x.detach() for x in _tensors(inputs)))
 
@@ -124,12 +130,6 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
         """Replace the layer's output by one whose backward pass is this rule."""
         inputs = _tensors(inputs)
-        if not inputs:
-            raise RuleError(
-                f"{self.describe_place(module)}: it is called with keyword arguments, which stock "
-                "Captum's hooks do not see; call it with positional ones, or use "
-                "captum_lrp_stab.LRP"
-            )
         if not isinstance(outputs, Tensor):
             raise RuleError(
                 f"{self.describe_place(module)}: its output is a {type(outputs).__name__}, but a "

@@ -5,6 +5,7 @@ lists of names, :func:`attach_rules` sets the rules on the modules for stock ``c
 and :class:`captum_lrp_stab.LRP` takes a name map as it is.
 """
 
+import copyreg
 import difflib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -293,8 +294,7 @@ def _with_rule(module: nn.Module, rule: PropagationRule) -> type[nn.Module]:
     def as_base(self: nn.Module, protocol: Any) -> Any:
         """Copy and pickle as an instance of ``cls``, without the rule."""
         reduced: Any = cls.__reduce_ex__(self, protocol)
-        function, arguments, *rest = reduced
-        return function, (cls, *arguments[1:]), *rest
+        return copyreg._reconstructor, (cls, object, None), *reduced[2:]  # type: ignore[attr-defined]
 
     body: dict[str, Any] = {
         "rule": property(lambda self: rule, None, keep),

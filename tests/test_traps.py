@@ -1,0 +1,398 @@
+"""What trips LRP implementations up without a word, each found by attack, against oracles."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LRP as CaptumLRP
+from captum.attr._utils.custom_modules import Addition_Module
+from layers import relative_error
+from networks import build, gradient_x_input
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from captum_lrp_stab import (
+    LRP,
+    EpsilonRule,
+    FlatRule,
+    GammaRule,
+    LayerLRP,
+    PassRule,
+    ZBoxRule,
+    attach_rules,
+    plan,
+    presets,
+)
+from captum_lrp_stab.errors import FallbackError, ModelError, RuleError, RuleMapError
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Net(nn.Module):
+    """A forward pass given as a function of the module and the input."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def net(function, **modules: nn.Module) -> Net:
+    return build(lambda: Net(function, **modules))
+
+
+# writing in place --------------------------------------------------------------------------------
+
+
+def crelu(s, x):
+    z = s.a(x)
+    negative = -z
+    F.relu_(z)
+    return s.b(torch.cat([z, F.relu(negative)], 1))
+
+
+def clone_before_relu(s, x):
+    z = s.a(x)
+    before = z.clone()
+    F.relu_(z)
+    return s.b(torch.cat([z, before], 1))
+
+
+def write_after_pad(s, x):
+    padded = F.pad(x, (1, 1, 1, 1))
+    padded.mul_(3.0)
+    return s.c(padded).mean((2, 3))
+
+
+def write_before_conv(s, x):
+    x = x * 1.0
+    padded = F.pad(x, (1, 1, 1, 1))
+    x.zero_()
+    return s.c(padded).mean((2, 3))
+
+
+@pytest.mark.parametrize("function", [crelu, clone_before_relu, write_after_pad, write_before_conv])
+def test_in_place_writes_between_operations(function) -> None:
+    model = net(function, a=nn.Linear(4, 5), b=nn.Linear(10, 2), c=nn.Conv2d(3, 4, 3))
+    x = IMAGES if "conv" in function.__name__ or "pad" in function.__name__ else X
+    expected = gradient_x_input(model, x, target=1)
+    assert relative_error(LRP(model, presets.zero()).attribute(x, target=1), expected) <= 1e-12
+
+
+def test_a_pool_that_returns_a_view_may_be_written_over() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.AvgPool1d(2), nn.ReLU(inplace=True), nn.Flatten())
+    model = build(lambda: nn.Sequential(*model, nn.Linear(8, 2)))
+    x = torch.randn(2, 3, 6).double()
+    relevance = LRP(model, presets.zero()).attribute(x, target=0)
+    assert relative_error(relevance, gradient_x_input(model, x, target=0)) <= 1e-12
+
+
+def test_an_input_written_over_after_its_layer_is_named() -> None:
+    def function(s, x):
+        h = s.a(x)
+        y = s.b(h)
+        h.add_(1.0)
+        return y + h
+
+    with pytest.raises(ModelError, match="layer 'b': the model writes over the layer's input"):
+        LRP(net(function, a=nn.Linear(4, 2), b=nn.Linear(2, 2))).attribute(X, target=0)
+
+
+# what depends on the input -----------------------------------------------------------------------
+
+DEPENDENT = {
+    "weight": lambda s, x: F.linear(s.a(x), s.w(x[:1]).reshape(2, 5)),
+    "bias": lambda s, x: F.linear(s.a(x), s.b.weight, bias=s.v(x[:1])[0]),
+    "batch norm": lambda s, x: F.batch_norm(s.a(x), s.m, s.m + 1, weight=s.a(x)[0]),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_weights_that_depend_on_the_input_keep_their_gradient_and_are_listed(name) -> None:
+    modules = {"a": nn.Linear(4, 5), "b": nn.Linear(5, 2), "w": nn.Linear(4, 10)}
+    model = net(DEPENDENT[name], **modules, v=nn.Linear(4, 2))
+    model.register_buffer("m", torch.zeros(5).double())
+    relevance = LRP(model, presets.zero()).attribute(X, target=1)
+    assert relative_error(relevance, gradient_x_input(model, X, target=1)) <= 1e-12
+    assert any("depend on the input" in row.fallback for row in plan(model, X).fallbacks)
+    with pytest.raises(FallbackError, match="depend on the input"):
+        LRP(model, strict=True).attribute(X, target=1)
+
+
+def test_operations_on_parameters_alone_are_no_fallbacks() -> None:
+    def function(s, x):
+        return s.a(x) * torch.sigmoid(s.gate.weight[:, 0])
+
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 5))
+    model = net(function, a=layer, gate=nn.Linear(4, 5))
+    assert not plan(model, X).fallbacks
+    relevance = LRP(model, presets.zero(), strict=True).attribute(X, target=1)
+    assert relative_error(relevance, gradient_x_input(model, X, target=1)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: nn.LSTM(4, 3, batch_first=True), torch.randn(2, 5, 4).double()),
+        (lambda: nn.MultiheadAttention(4, 2, batch_first=True), torch.randn(2, 5, 4).double()),
+    ],
+    ids=["LSTM", "MultiheadAttention"],
+)
+def test_operations_with_several_outputs_are_listed(make, x) -> None:
+    def function(s, x):
+        inner = s.inner(x, x, x) if isinstance(s.inner, nn.MultiheadAttention) else s.inner(x)
+        return inner[0].sum((1, 2))
+
+    model = net(function, inner=make())
+    assert plan(model, x).fallbacks
+    with pytest.raises(FallbackError):
+        LRP(model, strict=True).attribute(x)
+
+
+def test_a_warped_grid_is_listed_and_a_fixed_one_is_not() -> None:
+    grid = torch.rand(2, 6, 6, 2).double() - 0.5
+    fixed = net(
+        lambda s, x: F.grid_sample(s.c(x), grid, align_corners=False).mean((2, 3)),
+        c=nn.Conv2d(3, 4, 3),
+    )
+    warped = net(
+        lambda s, x: F.grid_sample(x, grid + x[:, :1].mean(), align_corners=False).mean((2, 3))
+    )
+    assert not plan(fixed, IMAGES).fallbacks
+    assert [row.fallback for row in plan(warped, IMAGES).fallbacks] == [
+        "a grid that depends on the input"
+    ]
+
+
+# names and rules ---------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """A leaf of a type of its own, without a linear operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 + x.abs()
+
+
+@pytest.mark.parametrize(
+    ("layer", "rule"), [(nn.Sigmoid(), PassRule), (nn.LayerNorm(5), PassRule), (Twice(), GammaRule)]
+)
+def test_a_rule_that_serves_no_operation_of_its_layer_is_an_error(layer, rule) -> None:
+    model = build(lambda: nn.Sequential(nn.Linear(4, 5), layer, nn.Linear(5, 2)))
+    with pytest.raises(RuleError, match=f"on layer '1' .{type(layer).__name__}.: the layer ran no"):
+        LRP(model, [(["1"], rule, {})]).attribute(X, target=0)
+
+
+def test_a_layer_that_never_runs_may_have_a_rule() -> None:
+    model = net(lambda s, x: s.a(x), a=nn.Linear(4, 2), spare=nn.Linear(2, 2))
+    LRP(model, [(["a", "spare"], GammaRule, {})]).attribute(X, target=0)
+
+
+def test_a_functional_call_does_not_take_a_modules_rule_by_its_name() -> None:
+    model = net(
+        lambda s, x: F.linear(s.linear_0(x).relu(), s.w.weight),
+        linear_0=nn.Linear(4, 5),
+        w=nn.Linear(5, 2),
+    )
+    rows = plan(model, X, [(["linear_0"], GammaRule, {})]).rows
+    assert [(row.name, row.rule) for row in rows] == [
+        ("linear_0", "GammaRule"),
+        ("linear_1", "EpsilonRule (default)"),
+    ]
+
+
+def test_a_module_that_raises_does_not_leave_its_name_behind() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ArithmeticError
+
+    def function(s, x):
+        try:
+            return s.a(x)
+        except ArithmeticError:
+            return F.linear(x, s.a.weight)
+
+    model = net(function, a=Fails(4, 2))
+    (row,) = plan(model, X).rows
+    assert (row.name, row.rule) == ("linear_0", "EpsilonRule (default)")
+
+
+def test_rules_that_read_the_input_through_a_reshape() -> None:
+    model = build(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.ReLU(), nn.Linear(5, 2))
+    )
+    bare = nn.Sequential(*model[1:])
+    for rule, parameters in ((FlatRule, {}), (ZBoxRule, {"low": -5.0, "high": 5.0})):
+        relevance = LRP(model, [(["1"], rule, parameters)]).attribute(IMAGES, target=0)
+        expected = LRP(bare, [(["0"], rule, parameters)]).attribute(IMAGES.flatten(1), target=0)
+        assert torch.equal(relevance, expected.reshape(IMAGES.shape))
+    assert LRP(model, presets.epsilon_plus_flat()).attribute(IMAGES, target=0).abs().max() > 0
+    with pytest.raises(RuleError, match=r"read the model.s input as it is"):
+        normalised = nn.Sequential(nn.Hardtanh(), *bare)
+        LRP(normalised, [(["1"], FlatRule, {})]).attribute(IMAGES.flatten(1), target=0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert GammaRule(np.float32(0.25)) is not None
+    assert GammaRule(np.int64(1)).gamma == 1.0
+
+
+# models that cannot be followed ------------------------------------------------------------------
+
+
+def test_checkpointing_is_refused() -> None:
+    def function(s, x):
+        return checkpoint(lambda y: s.b(s.a(y).relu()), x, use_reentrant=False)
+
+    with pytest.raises(ModelError, match="activation checkpointing"):
+        LRP(net(function, a=nn.Linear(4, 4), b=nn.Linear(4, 4))).attribute(X, target=0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda s, x: s.a(x) * torch.bernoulli(torch.full((5,), 0.5, dtype=x.dtype)),
+        lambda s, x: s.a(x) + torch.randn(5, dtype=x.dtype),
+        lambda s, x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)[0],
+    ],
+    ids=["bernoulli", "randn", "attention dropout"],
+)
+def test_randomness_in_train_mode_is_refused(function) -> None:
+    model = net(function, a=nn.Linear(4, 5)).train()
+    with pytest.raises(ModelError, match=r"is random, .*call model.eval\(\)"):
+        LRP(model).attribute(X, target=0)
+
+
+def test_layers_with_dropout_of_their_own_are_refused_in_train_mode() -> None:
+    model = net(lambda s, x: s.r(x[:, None])[0][:, 0], r=nn.LSTM(4, 3, 2, dropout=0.5)).train()
+    with pytest.raises(ModelError, match=r"'r' \(LSTM\) in train mode"):
+        LRP(model).attribute(X, target=0)
+
+
+def test_a_layer_compiled_in_place_is_refused() -> None:
+    model = net(lambda s, x: s.a(x), a=nn.Linear(4, 2))
+    model.a.compile()
+    with pytest.raises(ModelError, match=r"'a' \(Linear\) was made by torch.compile"):
+        LRP(model).attribute(X, target=0)
+
+
+def test_a_full_backward_hook_of_the_user_is_no_fallback() -> None:
+    model = net(lambda s, x: s.b(s.a(x).relu()), a=nn.Linear(4, 5), b=nn.Linear(5, 2))
+    expected = LRP(model).attribute(X, target=0)
+    model.a.register_full_backward_hook(lambda module, given, handed: None)
+    assert torch.equal(LRP(model, strict=True).attribute(X, target=0), expected)
+
+
+def test_autocast_inside_the_model() -> None:
+    def function(s, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return s.b(s.a(x).relu()).float()
+
+    model = build(lambda: Net(function, a=nn.Linear(4, 5), b=nn.Linear(5, 2)), dtype=torch.float32)
+    rules = [(["a", "b"], GammaRule, {})]
+    relevance = LRP(model, rules).attribute(X.float(), target=0)
+    plain = copy.deepcopy(model).double()
+    plain.function = lambda s, x: s.b(s.a(x).relu())
+    assert relative_error(relevance, LRP(plain, rules).attribute(X, target=0)) <= 0.05
+
+
+# stock Captum ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [nn.ReLU, nn.SELU, nn.CELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.ELU, nn.LeakyReLU, nn.ReLU6],
+    ids=lambda make: make.__name__,
+)
+def test_in_place_activations_under_stock_captum(make) -> None:
+    model = build(
+        lambda: nn.Sequential(
+            nn.Linear(4, 6),
+            make(inplace=True),
+            nn.Linear(6, 6),
+            make(inplace=True),
+            nn.Linear(6, 2),
+        )
+    )
+    rules = [(["0", "2", "4"], EpsilonRule, {})]
+    with attach_rules(model, rules):
+        stock = CaptumLRP(model).attribute(X.clone(), target=1)
+    assert model[1].inplace is True
+    assert relative_error(stock, LRP(model, rules).attribute(X, target=1)) <= 1e-9
+
+
+def test_a_tensor_that_feeds_a_relu_and_another_layer_under_stock_captum() -> None:
+    model = net(
+        lambda s, x: s.head(s.add(s.a(s.first(x)), s.b(s.relu(s.keep(s.first(x)))))),
+        first=nn.Linear(4, 6),
+        keep=nn.Identity(),
+        relu=nn.ReLU(),
+        a=nn.Linear(6, 3),
+        b=nn.Linear(6, 3),
+        add=Addition_Module(),
+        head=nn.Linear(3, 2),
+    )
+
+    def shared(s, x):
+        h = s.first(x)
+        return s.head(s.add(s.a(h), s.b(s.relu(h))))
+
+    model.function = shared
+    rules = [(["first", "a", "b", "head"], EpsilonRule, {"epsilon": 1e-9})]
+    with attach_rules(model, rules):
+        stock = CaptumLRP(model).attribute(X.clone(), target=1)
+    assert relative_error(stock, gradient_x_input(model, X, target=1)) <= 1e-4
+
+
+def test_copies_and_pickles_of_a_model_with_rules_are_plain_models() -> None:
+    model = build(lambda: nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    with attach_rules(model, [(["0"], GammaRule, {})]):
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for copied in copies:
+        assert type(copied[0]) is nn.Linear
+        assert not hasattr(copied[0], "rule")
+        assert torch.equal(copied(X), model(X))
+
+
+def test_rules_attached_later_are_restored_first() -> None:
+    model = build(lambda: nn.Sequential(nn.Linear(4, 2)))
+    first = attach_rules(model, [(["0"], GammaRule, {})])
+    second = attach_rules(model, [(["0"], EpsilonRule, {})])
+    with pytest.raises(RuleMapError, match="restore the rules attached last first"):
+        first.restore()
+    second.restore()
+    first.restore()
+    assert type(model[0]) is nn.Linear
+
+
+def test_keyword_arguments_and_output_sizes_under_stock_captum_are_refused() -> None:
+    by_name = net(lambda s, x: s.a(input=x), a=nn.Linear(4, 2))
+    sized = net(
+        lambda s, x: s.a(x, output_size=(12, 12)).mean((2, 3)),
+        a=nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1),
+    )
+    for model, x, message in ((by_name, X, "keyword arguments"), (sized, IMAGES, "output_size")):
+        with (
+            attach_rules(model, [(["a"], EpsilonRule, {})]),
+            pytest.raises(RuleError, match=message),
+        ):
+            CaptumLRP(model).attribute(x.clone(), target=0)
+    assert LRP(sized).attribute(IMAGES, target=0).isfinite().all()
+
+
+def test_layer_lrp_of_a_padding_before_the_box_rule() -> None:
+    model = build(lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3), nn.Flatten()))
+    rules = [(["1"], ZBoxRule, {"low": -5.0, "high": 5.0})]
+    expected = LRP(model, rules).attribute(IMAGES, target=20)
+    relevance = LayerLRP(model, model[0], rules).attribute(
+        IMAGES, target=20, attribute_to_layer_input=True
+    )
+    assert torch.equal(relevance, expected)
