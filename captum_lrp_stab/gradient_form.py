@@ -16,7 +16,8 @@ from torch import Tensor
 
 from captum_lrp_stab import activations
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.interception import Call, Interception, Site
+from captum_lrp_stab.interception import Call, Interception
+from captum_lrp_stab.sites import Site
 from captum_lrp_stab.trace import Trace
 
 

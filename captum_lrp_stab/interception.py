@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,53 +20,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab import activations, describe, mapping, operations, types
-from captum_lrp_stab.affine import Affine, Convolution, Dense, Pad
+from captum_lrp_stab.affine import Affine, Convolution, Pad
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
 
 Call = Callable[[], Tensor]
-
-
-@dataclass(eq=False)
-class Operation:
-    """What one operation of a forward pass got."""
-
-    name: str
-    kind: str
-    rule: Rule | None = None
-    batch_norm: str = ""  # name of the batch norm merged into it
-    fallback: str = ""  # why it gets its plain gradient
-
-
-@dataclass(eq=False)
-class Site:
-    """One use of a rule-bearing layer: the map, the rule, and what the backward pass needs."""
-
-    operation: Operation
-    op: Affine
-    rule: Rule
-    x: Tensor
-    z: Tensor = field(init=False)  # an alias of the output's memory
-    version: int = field(init=False)  # of z, as long as it is the pre-activation where it matters
-    rectified: bool = False  # an in-place ReLU has written over z
-
-    @property
-    def name(self) -> str:
-        """The layer's name."""
-        return self.operation.name
-
-    def keep(self, z: Tensor) -> None:
-        """Remember the output, without a copy."""
-        self.z = z.detach()
-        self.version = self.z._version
-
-    def pre_activation(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return z, computed again if something has written over it that matters."""
-        intact = self.z._version == self.version
-        if intact and self.rectified:
-            # where z was negative its coefficient is 0, unless the model read z before the ReLU
-            intact = not bool(((self.z == 0) & (c != 0)).any())
-        return self.z if intact else self.op.apply(x, self.op.weight, self.op.bias)
 
 
 class Interception(TorchFunctionMode):
@@ -270,12 +229,12 @@ class Interception(TorchFunctionMode):
         def call() -> Tensor:
             return func(*args, **kwargs)  # type: ignore[no-any-return]
 
-        site = _current_site(x)
+        site = current_site(x)
         if self._depends_on_input(*operations.tensors_in(args[1:], _rest(kwargs))):
             reason = "its scale or its shift depend on the input"
             self.operations.append(Operation(name, kind, fallback=reason))
             return func(*args, **kwargs)
-        if self.merge_batch_norm and site is not None and _mergeable(site, x):
+        if self.merge_batch_norm and site is not None and is_mergeable(site, x):
             scale = describe.of_call(func, args, kwargs)
             assert scale.bias is not None
             merged = site.op.scaled(scale.weight, scale.bias)
@@ -305,7 +264,7 @@ class Interception(TorchFunctionMode):
         return out
 
     def _on_relu(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        site = _current_site(x)
+        site = current_site(x)
         if site is None or not activations.is_inplace(func, args, kwargs):
             return func(*args, **kwargs)
         rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
@@ -323,7 +282,7 @@ class Interception(TorchFunctionMode):
             return self.other(func, args, kwargs)
         if not activations.is_inplace(func, args, kwargs):
             return self.activation(x, slope, lambda z: func(z, *args[1:], **_rest(kwargs)))
-        site = _current_site(x)
+        site = current_site(x)
         if site is not None:
             site.keep(site.z.clone())
         out = self.activation(x, slope, lambda z: func(z.clone(), *args[1:], **_rest(kwargs)))
@@ -342,18 +301,6 @@ class Interception(TorchFunctionMode):
                 "call model.eval()"
             )
         return func(*args, **kwargs)
-
-
-def _current_site(x: Tensor) -> Site | None:
-    """Return the layer whose output ``x`` is, if nothing has written to it since."""
-    site, version = getattr(x, "_lrp_site", (None, -1))
-    return site if version == x._version else None
-
-
-def _mergeable(site: Site, x: Tensor) -> bool:
-    dense_on_vectors = isinstance(site.op, Dense) and x.dim() == 2
-    batched = isinstance(site.op, Convolution) and x.dim() == site.op.dims + 2
-    return not site.operation.batch_norm and (dense_on_vectors or batched)
 
 
 def _rest(kwargs: Mapping[str, Any]) -> dict[str, Any]:

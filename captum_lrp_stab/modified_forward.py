@@ -18,8 +18,9 @@ from torch import Tensor
 from captum_lrp_stab import kernel
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.interception import Call, Operation, Site
+from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Group, Part
+from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.trace import Trace
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from captum_lrp_stab.interception import Operation
 from captum_lrp_stab.propagation import operations_of
+from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.translation import Rules, rules_of, rules_on
 
 

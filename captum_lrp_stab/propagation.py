@@ -19,8 +19,8 @@ from captum_lrp_stab import checks, operations
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm, Probe
-from captum_lrp_stab.interception import Operation
 from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.trace import Trace
 
 

@@ -20,7 +20,8 @@ from captum_lrp_stab import activations, describe, operations, stabilizers
 from captum_lrp_stab.captum_bridge import Rule, Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.interception import Call, Operation, Site
+from captum_lrp_stab.interception import Call
+from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stabilizers import Identity, StabilizerLike
 
 

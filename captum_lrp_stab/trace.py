@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.interception import Operation
+from captum_lrp_stab.sites import Operation
 
 
 @dataclass(frozen=True)

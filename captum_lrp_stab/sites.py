@@ -1,0 +1,63 @@
+"""One use of a layer in a forward pass: what it got, and what its backward pass needs."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from captum_lrp_stab.affine import Affine, Convolution, Dense
+from captum_lrp_stab.captum_bridge import Rule
+
+
+@dataclass(eq=False)
+class Operation:
+    """What one operation of a forward pass got."""
+
+    name: str
+    kind: str
+    rule: Rule | None = None
+    batch_norm: str = ""  # name of the batch norm merged into it
+    fallback: str = ""  # why it gets its plain gradient
+
+
+@dataclass(eq=False)
+class Site:
+    """One use of a rule-bearing layer: the map, the rule, and what the backward pass needs."""
+
+    operation: Operation
+    op: Affine
+    rule: Rule
+    x: Tensor
+    z: Tensor = field(init=False)  # an alias of the output's memory
+    version: int = field(init=False)  # of z, as long as it is the pre-activation where it matters
+    rectified: bool = False  # an in-place ReLU has written over z
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.operation.name
+
+    def keep(self, z: Tensor) -> None:
+        """Remember the output, without a copy."""
+        self.z = z.detach()
+        self.version = self.z._version
+
+    def pre_activation(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return z, computed again if something has written over it that matters."""
+        intact = self.z._version == self.version
+        if intact and self.rectified:
+            # where z was negative its coefficient is 0, unless the model read z before the ReLU
+            intact = not bool(((self.z == 0) & (c != 0)).any())
+        return self.z if intact else self.op.apply(x, self.op.weight, self.op.bias)
+
+
+def current_site(x: Tensor) -> Site | None:
+    """Return the layer whose output ``x`` is, if nothing has written to it since."""
+    site, version = getattr(x, "_lrp_site", (None, -1))
+    return site if version == x._version else None
+
+
+def is_mergeable(site: Site, x: Tensor) -> bool:
+    """Return whether a batch norm of ``x``, the site's output, can be one layer with it."""
+    dense_on_vectors = isinstance(site.op, Dense) and x.dim() == 2
+    batched = isinstance(site.op, Convolution) and x.dim() == site.op.dims + 2
+    return not site.operation.batch_norm and (dense_on_vectors or batched)
