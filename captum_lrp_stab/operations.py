@@ -126,14 +126,7 @@ def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
 
     They are no torch functions, so that only the finished graph shows them.
     """
-    seen: set[Any] = set()
-    waiting = [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting.extend(previous for previous, _ in node.next_functions)
+    for node in _graph(output):
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             function: type[torch.autograd.Function] = node._forward_cls
             ours = function.__module__.startswith(f"{__package__}.")
@@ -143,18 +136,20 @@ def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
 
 def reaches(tensor: Tensor, leaves: Sequence[Tensor]) -> bool:
     """Return whether the graph of ``tensor`` goes back to one of ``leaves``."""
+    variables = (getattr(node, "variable", None) for node in _graph(tensor))  # of AccumulateGrad
+    return any(variable is leaf for variable in variables for leaf in leaves)
+
+
+def _graph(tensor: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the autograd graph that ``tensor`` comes from."""
     seen: set[Any] = set()
-    waiting = [tensor.grad_fn]
+    waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # of AccumulateGrad
-        if variable is not None and any(variable is leaf for leaf in leaves):
-            return True
-        waiting.extend(previous for previous, _ in node.next_functions)
-    return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(previous for previous, _ in node.next_functions)
+            yield node
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
