@@ -128,7 +128,7 @@ def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
     """
     for node in _graph(output):
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            function: type[torch.autograd.Function] = node._forward_cls
+            function: type[torch.autograd.Function] = node._forward_cls  # type: ignore[attr-defined]
             ours = function.__module__.startswith(f"{__package__}.")
             if not ours and function.__name__ != "BackwardHookFunction":  # a module's full hook
                 yield function
