@@ -8,6 +8,7 @@ operation belongs to. Subclasses decide what becomes of the operations that need
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
 Call = Callable[[], Tensor]
 
 
-class Interception(TorchFunctionMode):
+class Interception(TorchFunctionMode, ABC):
     """Route rule-bearing operations to :meth:`affine`, activations to :meth:`activation`.
 
     Args:
@@ -208,9 +209,9 @@ class Interception(TorchFunctionMode):
         out._lrp_site = (site, out._version)  # type: ignore[attr-defined]
         return out
 
+    @abstractmethod
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
-        raise NotImplementedError
 
     def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation that mixes its inputs linearly and has no rule: LRP-0."""
@@ -288,9 +289,9 @@ class Interception(TorchFunctionMode):
         out = self.activation(x, slope, lambda z: func(z.clone(), *args[1:], **_rest(kwargs)))
         return x.copy_(out)
 
+    @abstractmethod
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged."""
-        raise NotImplementedError
 
     def _on_dropout(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs

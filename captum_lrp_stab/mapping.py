@@ -158,7 +158,9 @@ def build_rules(model: nn.Module, name_map: NameMap) -> dict[str, PropagationRul
     return rules
 
 
-def _checked_entry(index: int, entry: Any) -> tuple[list[str], type[PropagationRule], dict]:  # type: ignore[type-arg]
+def _checked_entry(
+    index: int, entry: Any
+) -> tuple[list[str], type[PropagationRule], dict[str, Any]]:
     if not isinstance(entry, (tuple, list)) or len(entry) != 3:
         raise RuleMapError(
             f"name_map entry {index} is {entry!r}; give (layer names, rule class, parameters), as "

@@ -8,6 +8,7 @@ stabilizer. Every rule works in stock ``captum.attr.LRP`` and in :class:`captum_
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -56,9 +57,9 @@ class EpsilonRule(Rule):
         """Return one group with the layer's own weights."""
         return (Group((Term(op.weight, op.bias),)),)
 
-    def stabilize(self, z: Tensor, magnitude: object) -> Tensor:
+    def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
         """Return ``stabilizer(z + epsilon)``."""
-        return super().stabilize(self._shift(z) if self.epsilon else z, magnitude)  # type: ignore[arg-type]
+        return super().stabilize(self._shift(z) if self.epsilon else z, magnitude)
 
 
 class ZeroRule(EpsilonRule):
