@@ -118,11 +118,11 @@ def tables(investigation: Investigation) -> list[Table]:
         ),
         (
             "Extremes",
-            ("stabilizer", "", "relevance", "row", "col", "channel", "pixel", "gradient"),
+            ("stabilizer", "", "relevance", "row,col", "channel", "pixel", "gradient"),
             [
                 (finding.name, word, *_place_cells(extreme))
                 for finding in findings
-                for word, extreme in (("largest", finding.largest), ("smallest", finding.smallest))
+                for word, extreme in (("max", finding.largest), ("min", finding.smallest))
                 if extreme is not None
             ],
         ),
@@ -168,8 +168,7 @@ def _of(name: str, whole: Statistics, finite: Statistics | None) -> str:
 def _place_cells(place: Place) -> tuple[str, ...]:
     return (
         _short(place.relevance),
-        str(place.row),
-        str(place.column),
+        f"{place.row},{place.column}",
         _CHANNELS[place.channel],
         " ".join(map(str, place.pixel)),
         _short(place.gradient),
