@@ -72,7 +72,7 @@ def draw(investigation: Investigation) -> Figure:
 
 def _show_picture(figure: Figure, ax: Axes, picture: NDArray[np.uint8]) -> None:
     visualization.visualize_image_attr(
-        np.ones(picture.shape[:2]),
+        np.ones((*picture.shape[:2], 1)),
         picture,
         method="original_image",
         plt_fig_axis=(figure, ax),
@@ -91,7 +91,7 @@ def _show_finding(
         shown = shown / largest
         shown = shown / np.abs(shown).mean()  # Captum warns where the scale is nearly 0
         visualization.visualize_image_attr(
-            shown,
+            shown[..., None],  # Captum 0.8 wants channels
             picture,
             method="blended_heat_map",
             sign="all",
