@@ -1,4 +1,4 @@
-.PHONY: test lint types format
+.PHONY: test lint types format docs
 
 test:
 	pytest
@@ -11,3 +11,6 @@ types:
 
 format:
 	ruff format .
+
+docs:
+	sphinx-build -W --keep-going docs docs/_build
