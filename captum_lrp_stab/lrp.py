@@ -161,8 +161,8 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
             verbose: Print which rule each layer gets.
 
         Returns:
-            Relevance shaped and typed like ``inputs`` (not normalised: without biases and
-            stabilizers it sums to the score), and the delta, shape ``(N,)``, if asked for.
+            Relevance shaped and typed like ``inputs``, and the delta, shape ``(N,)``, if asked for.
+            Without biases and stabilizers the relevance sums to the score.
 
         Raises:
             InputError: An input is not a finite floating-point tensor, or the target does not fit.

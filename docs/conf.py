@@ -11,6 +11,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 html_theme = "alabaster"
+html_theme_options = {"page_width": "1200px", "sidebar_width": "280px"}
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
