@@ -98,7 +98,7 @@ def investigate(
     detect_anomaly: Annotated[
         bool, typer.Option("--detect-anomaly", help="Ask autograd where NaN arises, too.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random weights.", min=0, max=2**63 - 1)] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("lrp-investigation"),
 ) -> None:
     """Study what each stabilizer makes of the relevance of one picture.
@@ -130,7 +130,9 @@ def investigate(
                 detect_anomaly=detect_anomaly,
                 progress=step,
             )
-        title = pictures.DEFAULT_PICTURE if image is None else image.name
+        title = pictures.DEFAULT_PICTURE
+        if image is not None:  # a name of bytes that are no text is shown by their escapes
+            title = image.name.encode("utf-8", "backslashreplace").decode()
         paths = report.write(investigation, out, title)
     _show(investigation, title)
     print(f"written: {', '.join(map(str, paths))}")
@@ -164,7 +166,7 @@ def _progress(steps: int) -> Iterator[Callable[[str], None]]:
 
 def _show(investigation: Investigation, picture: str) -> None:
     """Print the tables."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(
         f"{investigation.model} ({investigation.weights}) on {picture}: {investigation.label}, "
         f"score {investigation.score:.4g}, probability {investigation.probability:.3g}; "

@@ -55,7 +55,14 @@ def draw(investigation: Investigation) -> Figure:
         wspace=0.06,
         hspace=_TITLE / _PANEL,
     )
-    figure.text(0.5, 1 - 0.1 / height, "\n".join(header), ha="center", va="top", fontsize=12)
+    figure.text(
+        *(0.5, 1 - 0.1 / height),
+        "\n".join(header),
+        ha="center",
+        va="top",
+        fontsize=12,
+        parse_math=False,  # a file name may have dollar signs
+    )
     figure.text(0.5, 0.1 / height, "\n".join(footer), ha="center", fontsize=9, color="0.3")
     picture = np.asarray(investigation.picture)
     _show_picture(figure, axes[0], picture)
@@ -118,7 +125,8 @@ def _show_finding(
             bbox={"facecolor": (0.2, 0.0, 0.25), "alpha": 0.8, "edgecolor": "none", "pad": 6},
         )
     elif not largest > 0:
-        ax.text(0.5, 0.5, "0 everywhere", transform=ax.transAxes, ha="center", va="center")
+        text = "0 everywhere" if finding.score is not None else "0 everywhere, score not finite"
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center")
     for extreme, colour in (finding.largest, "darkred"), (finding.smallest, "darkblue"):
         if extreme is not None:
             ax.plot(
@@ -142,6 +150,7 @@ def _title(ax: Axes, name: str, *lines: str) -> None:
             text,
             (0, 1),
             (0, points),
+            parse_math=False,
             xycoords="axes fraction",
             textcoords="offset points",
             fontsize=size,

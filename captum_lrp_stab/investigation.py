@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from captum_lrp_stab import checks, choices, forms
-from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation import Propagation, operations_of, propagate
@@ -113,11 +113,15 @@ def investigate(
     if isinstance(rules, str):
         rules = choices.preset_of(rules, classifier.preprocessing)
     described = rules.name if isinstance(rules, Preset) else "name_map"
+    checks.check_parameters(classifier.model)
     model = classifier.model.to(floating)
     name_map = rules(model) if isinstance(rules, Preset) else rules
     picture = classifier.preprocessing.picture(image)
     x = classifier.preprocessing.input(picture, floating)
-    checks.check_parameters(model)
+    try:
+        checks.check_parameters(model)
+    except ModelError as error:
+        raise ModelError(f"in {dtype} the weights overflow: {error}; take a wider dtype") from error
     target, score, probability, gradient = _look(model, x, target)
 
     def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
@@ -177,14 +181,15 @@ def _finding(
     relevance = done.relevances[0][0].to(torch.float64)
     heatmap = relevance.sum(0)
     values = statistics(relevance)
-    score = float(done.score[0])
+    score = float(done.score[0]) if bool(torch.isfinite(done.score[0])) else None
+    share = None if values.total is None or not score else values.total / score
     return Finding(
         name,
         repr(stabilizer),
         done.is_finite,
         origin,
-        score if math.isfinite(score) else None,
-        values.total / score if values.total is not None and score else None,
+        score,
+        share if share is not None and math.isfinite(share) else None,
         values,
         statistics(heatmap),
         finite_part(relevance),

@@ -209,6 +209,8 @@ def _change(before: float, after: float) -> str:
 
 def _origin(finding: Finding) -> str:
     counts = f"{finding.values.nan} NaN and {finding.values.infinite} Inf values of relevance"
+    if finding.score is None:
+        counts = f"the score is not finite; {counts}"
     origin = finding.origin
     if origin is None:
         return f"{counts}; they arose outside the layers with a rule"

@@ -8,6 +8,7 @@ stands in for the whole.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def statistics(values: Tensor) -> Statistics:
         scaled = finite / (largest or 1.0)  # squares of wild outliers overflow
         deviation = _finite_or_none(largest * float(scaled.std(correction=0)))
         total = _finite_or_none(largest * float(scaled.sum()))
-        median = float(finite.abs().median())
+        median = float(np.median(finite.abs().numpy()))
         peak = _finite_or_none(largest / median) if median else None
     return Statistics(
         minimum,

@@ -230,12 +230,19 @@ def _read_state(path: Path) -> Mapping[str, Any]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not (isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())):
+    if not (isinstance(content, Mapping) and all(_is_entry(*item) for item in content.items())):
         raise WeightsError(
             f"weights file {path} holds a {type(content).__name__}, no state dict; save one by "
             "torch.save(model.state_dict(), path)"
         )
     return content
+
+
+def _is_entry(name: object, value: object) -> bool:
+    """Return whether an entry can be one of a state dict: a name and a dense, real tensor."""
+    if not (isinstance(name, str) and isinstance(value, Tensor)):
+        return False
+    return value.layout == torch.strided and not value.is_complex()
 
 
 def _fit(model: nn.Module, name: str, state: Mapping[str, Any], source: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import squeezenet1_1
 from typer.testing import CliRunner
 
 from captum_lrp_stab import __version__, zoo
@@ -211,3 +212,38 @@ def test_help_has_examples_and_every_option() -> None:
 def test_version_and_no_command() -> None:
     assert command("--version").output == f"captum-lrp-stab {__version__}\n"
     assert "investigate" in command().output
+
+
+def test_a_score_that_is_not_finite_is_reported(tmp_path: Path, out: Path) -> None:
+    """Relevance can be finite, even 0, where the modified forward pass ends in NaN."""
+    options = "--model googlenet --weights none --form modified-forward --stabilizer none".split()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    result = command("investigate", tmp_path / "noise.png", *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    (finding,) = json.loads((out / "report.json").read_text())["findings"]
+    assert finding["score"] is None
+    assert finding["sum_over_score"] is None
+    assert "the score is not finite" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "entry", [(1, torch.zeros(1)), ("a", torch.zeros(1) * 1j)], ids=["name", "complex"]
+)
+def test_a_weights_file_that_is_no_state_dict(tmp_path: Path, out: Path, entry) -> None:
+    path = tmp_path / "strange.pth"
+    torch.save(dict([entry]), path)
+    result = command("investigate", "--model", "resnet18", "--weights", path, "--out", out)
+    failed(result, "no state dict; save one by")
+
+
+def test_dollar_signs_and_names_that_are_no_text(tmp_path: Path, out: Path) -> None:
+    weights = tmp_path / "a$_$b.pth"
+    torch.save(squeezenet1_1().state_dict(), weights)
+    picture = tmp_path / os.fsdecode(b"odd\xff.png")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture, format="PNG")
+    options = ("--model", "squeezenet1_1", "--weights", weights, "--stabilizer", "signed:0.1")
+    result = command("investigate", picture, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "heatmaps.png").exists()
+    assert "odd\\udcff.png" in (out / "report.md").read_text()
