@@ -22,7 +22,7 @@ that is exactly 0 stays 0 whatever it is multiplied by.
 Source: Montavon et al. 2019, ch. 10.2.2 and 10.3, Algorithm 8 in gradient form.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ def stabilized(group: Group, op: Affine, x: Tensor, d: Tensor, stabilize: Stabil
 
 
 def relevance(
-    groups: Iterator[Group] | tuple[Group, ...],
+    groups: Iterable[Group],
     op: Affine,
     x: Tensor,
     z: Tensor,
@@ -127,7 +127,7 @@ def relevance(
 
 
 def coefficient(
-    groups: Iterator[Group] | tuple[Group, ...],
+    groups: Iterable[Group],
     op: Affine,
     x: Tensor,
     z: Tensor,
@@ -140,17 +140,16 @@ def coefficient(
     instead: a rule has either no constants or is treated as a whole in that way.
     """
     total: Tensor | None = None
-    constant = None
     for group in groups:
         message = _message(group, op, x, z, c, stabilize)
         if message is None:
             continue
-        constant = any(term.constant is not None for term in group.terms)
+        direct = any(term.constant is not None for term in group.terms)
         for term in group.terms:
-            if constant is False and term.part.is_empty(x):
+            if term.part.is_empty(x):
                 continue
             part = op.vjp(message, x, term.weight)
-            if constant:
+            if direct:
                 part = part * term.input(x)
             elif term.part is Part.POSITIVE and not Part.NEGATIVE.is_empty(x):
                 part = torch.where(x >= 0, part, torch.zeros_like(part))

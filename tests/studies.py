@@ -15,13 +15,15 @@ from captum_lrp_stab.propagation import Propagation, propagate
 from captum_lrp_stab.stabilizers import Identity
 from captum_lrp_stab.zoo import Classifier, Preprocessing
 
+NONE = Identity()
+
 
 def run(
     model: nn.Module,
     x: Tensor | tuple[Tensor, ...],
     form: str,
     rules: dict | None = None,
-    stabilizer: Callable[[Tensor], Tensor] = Identity(),  # noqa: B008
+    stabilizer: Callable[[Tensor], Tensor] = NONE,
     target: object = 1,
     **options: object,
 ) -> Propagation:
