@@ -17,6 +17,8 @@ from captum_lrp_stab.captum_bridge import Rule
 # torch says once that an even kernel with padding="same" may copy its input
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+# A denominator below this share of the largest is decided by rounding, which differs between CPUs.
+POLE_MARGIN = {torch.float64: 1e-3, torch.float32: 0.03}
 
 
 class Weighted(nn.Module):
@@ -51,15 +53,16 @@ DRIVERS = {"ours": our_driver, "stock": stock_driver}
 class Watch:
     """A reference stabilizer that notes what it saw, call by call."""
 
-    def __init__(self, formula: reference.Stabilizer) -> None:
+    def __init__(self, formula: reference.Stabilizer, margin: float = 0.0) -> None:
         self.formula = formula
+        self.margin = margin
         self.saw_zero = False
         self.poles: list[Tensor] = []
 
     def __call__(self, d: Tensor) -> Tensor:
         s = self.formula(d)
         self.saw_zero |= bool((d == 0).any())
-        self.poles.append((s.abs() < 0.03 * d.abs().max()) & (d != 0))
+        self.poles.append((s.abs() < self.margin * d.abs().max()) & (d != 0))
         return s
 
 
@@ -100,11 +103,11 @@ def case(layer_name: str, dtype: torch.dtype) -> Case:
 def away_from_poles(k: Case, formula, stabilizer: reference.Stabilizer) -> Case:
     """The same case with coefficient 0 at outputs whose denominator all but vanishes.
 
-    There the relevance is decided by how z was rounded to float32, whatever the code does.
+    There the relevance is decided by how z was rounded, whatever the code does.
     """
     rows = []
     for x, R in zip(k.x.double().flatten(1), k.R.flatten(1), strict=True):
-        watch = Watch(stabilizer)
+        watch = Watch(stabilizer, POLE_MARGIN[k.x.dtype])
         formula(k.dense, x, R, watch)
         rows.append(torch.stack(watch.poles).any(0))
     keep = ~torch.stack(rows).reshape(k.c.shape)
@@ -120,7 +123,7 @@ def test_rule_equals_the_dense_formula(layer_name, rule_name, driver, dtype) -> 
     whole = case(layer_name, dtype)
     pair = RULES[rule_name]
     for name, (stabilizer, formula) in STABILIZERS.items():
-        k = away_from_poles(whole, pair.formula, formula) if dtype == torch.float32 else whole
+        k = away_from_poles(whole, pair.formula, formula)
         relevance = DRIVERS[driver](k.layer, k.c, pair.rule(stabilizer=stabilizer), k.x)
         watched = Watch(formula)
         expected = reference.batch(pair.formula, k.dense, k.x, k.R, watched)
@@ -225,9 +228,7 @@ def zennit_relevance(
 def test_rule_equals_zennit_with_the_same_stabilizer(layer_name, rule_name, driver, dtype) -> None:
     whole = case(layer_name, dtype)
     for name, (stabilizer, formula) in STABILIZERS.items():
-        k = whole
-        if dtype == torch.float32:
-            k = away_from_poles(whole, RULES[rule_name].formula, formula)
+        k = away_from_poles(whole, RULES[rule_name].formula, formula)
         relevance = DRIVERS[driver](k.layer, k.c, RULES[rule_name].rule(stabilizer=stabilizer), k.x)
         # in float64, so that zennit's own rounding does not count against the float32 result
         wide = copy.deepcopy(k.layer).double(), k.x.double(), k.R
