@@ -2,8 +2,9 @@
 
 from captum_lrp_stab import presets, stabilizers, types
 from captum_lrp_stab._version import __version__
+from captum_lrp_stab.attachment import attach_rules
+from captum_lrp_stab.layer_filter import LayerFilter
 from captum_lrp_stab.lrp import LRP, LayerLRP
-from captum_lrp_stab.mapping import LayerFilter, attach_rules
 from captum_lrp_stab.planning import plan
 from captum_lrp_stab.rules import (
     AlphaBetaRule,

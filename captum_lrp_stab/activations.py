@@ -5,9 +5,13 @@ by g(z) / z, because :math:`R = g(z) c = z (c\, g(z)/z)`. At z = 0 the factor is
 Activations that are linear on each side of 0 (ReLU, leaky ReLU, PReLU) need nothing: their
 derivative is g(z) / z already.
 
+Names are canonical (:func:`captum_lrp_stab.operations.canonical_name`).
+
 Source: Bach et al. 2015 (identity rule); Achtibat et al. 2024, sec. 3.2.
 """
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,69 +19,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLOPES: dict[Callable[..., Any], float] = {
-    F.gelu: 0.5,
-    F.silu: 0.5,
-    F.hardswish: 0.5,
-    F.mish: 0.6,  # tanh(ln 2)
-    F.tanhshrink: 0.0,
-    F.softshrink: 0.0,
-    F.relu6: 0.0,
-    F.hardtanh: 1.0,
-    F.hardtanh_: 1.0,
-    F.softsign: 1.0,
-    F.elu: 1.0,
-    F.elu_: 1.0,
-    F.celu: 1.0,
-    torch.celu: 1.0,
-    torch.celu_: 1.0,
-    F.selu: 1.0507009873554805,
-    torch.selu: 1.0507009873554805,
-    torch.selu_: 1.0507009873554805,
-    F.hardshrink: 0.0,
-    torch.hardshrink: 0.0,
-    Tensor.hardshrink: 0.0,
-    F.tanh: 1.0,
-    torch.tanh: 1.0,
-    torch.tanh_: 1.0,
-    Tensor.tanh: 1.0,
-    Tensor.tanh_: 1.0,
-    torch.clamp: 1.0,
-    torch.clamp_: 1.0,
-    torch.clip: 1.0,
-    Tensor.clamp: 1.0,
-    Tensor.clamp_: 1.0,
-    Tensor.clip: 1.0,
-    Tensor.clip_: 1.0,
-}
-"""Slope at 0 of every function served, in all its spellings."""
+from captum_lrp_stab.operations import canonical_name, writes
 
-CLAMPS = {
-    F.hardtanh,
-    F.hardtanh_,
-    torch.clamp,
-    torch.clamp_,
-    torch.clip,
-    Tensor.clamp,
-    Tensor.clamp_,
-    Tensor.clip,
-    Tensor.clip_,
+SLOPES: dict[str, float] = {
+    "gelu": 0.5,
+    "silu": 0.5,
+    "hardswish": 0.5,
+    "mish": 0.6,  # tanh(ln 2)
+    "tanhshrink": 0.0,
+    "softshrink": 0.0,
+    "hardshrink": 0.0,
+    "relu6": 0.0,
+    "softsign": 1.0,
+    "elu": 1.0,
+    "celu": 1.0,
+    "selu": 1.0507009873554805,
+    "tanh": 1.0,
+    "sin": 1.0,
+    "asinh": 1.0,
+    "arcsinh": 1.0,
+    "sinh": 1.0,
+    "atan": 1.0,
+    "arctan": 1.0,
+    "expm1": 1.0,
+    "log1p": 1.0,
+    "erf": 2 / math.sqrt(math.pi),
+    "square": 0.0,
 }
+"""Slope at 0 of every function served whatever its arguments are."""
+
+CLAMPS = frozenset("clamp clamp_max clamp_min clip hardtanh".split())
+POWERS = frozenset("float_power pow".split())
+ACTIVATIONS = CLAMPS | POWERS | SLOPES.keys()
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-LINEAR_SIDES = RECTIFIERS | {
-    F.leaky_relu,
-    F.leaky_relu_,
-    F.prelu,
-    torch.prelu,
-    Tensor.prelu,
-    F.rrelu,
-    F.rrelu_,
-    torch.rrelu,
-    torch.rrelu_,
-}
+LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
 """Activations whose derivative is the factor already."""
-
-INPLACE = {f for f in SLOPES | dict.fromkeys(LINEAR_SIDES) if f.__name__.endswith("_")}
 
 
 def factor(z: Tensor, y: Tensor, slope: float) -> Tensor:
@@ -87,31 +63,42 @@ def factor(z: Tensor, y: Tensor, slope: float) -> Tensor:
 
 def is_inplace(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether the call writes to its first argument."""
-    if func in INPLACE:
-        return True
-    if kwargs.get("inplace"):
-        return True
     # positional inplace is the last parameter: F.relu6(x, True), F.hardtanh(x, 0.0, 6.0, True)
-    return len(args) > 1 and args[-1] is True
+    return writes(func, kwargs) or (len(args) > 1 and args[-1] is True)
 
 
 def slope_at_zero(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> float | None:
-    """Return the slope of the call's function at 0, or None if the function is not 0 there."""
-    if func not in CLAMPS:
-        return SLOPES[func]
-    hardtanh = func in (F.hardtanh, F.hardtanh_)
-    names = ("min_val", "max_val") if hardtanh else ("min", "max")
-    bounds: list[Any] = [-1.0, 1.0] if hardtanh else [None, None]
-    for position, name in enumerate(names):
-        if len(args) > position + 1:
-            bounds[position] = args[position + 1]
-        bounds[position] = kwargs.get(name, bounds[position])
-    if any(isinstance(bound, Tensor) for bound in bounds):
-        return None
-    low = float("-inf") if bounds[0] is None else bounds[0]
-    high = float("inf") if bounds[1] is None else bounds[1]
-    if not low <= 0 <= high:
+    """Return the slope of the call's function at 0, or None if g(z) / z is not finite there."""
+    name = canonical_name(func)
+    if name in SLOPES:
+        return SLOPES[name]
+    if name in POWERS:
+        return _slope_of_power((*args, kwargs.get("exponent"))[1])
+    low, high = _bounds(name, args, kwargs)
+    if isinstance(low, Tensor) or isinstance(high, Tensor) or not low <= 0 <= high:
         return None
     return 1.0 if low < 0 < high else 0.0
+
+
+def _slope_of_power(exponent: Any) -> float | None:
+    if not isinstance(exponent, numbers.Real) or exponent < 1:
+        return None
+    return 1.0 if exponent == 1 else 0.0
+
+
+def _bounds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    if name == "clamp_min":
+        return (*args, kwargs.get("min"))[1], math.inf
+    if name == "clamp_max":
+        return -math.inf, (*args, kwargs.get("max"))[1]
+    hardtanh = name == "hardtanh"
+    names = ("min_val", "max_val") if hardtanh else ("min", "max")
+    bounds: list[Any] = [-1.0, 1.0] if hardtanh else [None, None]
+    for position, keyword in enumerate(names):
+        if len(args) > position + 1:
+            bounds[position] = args[position + 1]
+        bounds[position] = kwargs.get(keyword, bounds[position])
+    low, high = bounds
+    return -math.inf if low is None else low, math.inf if high is None else high

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations
+from captum_lrp_stab import activations, operations
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.sites import Site
@@ -166,9 +166,10 @@ class GradientForm(Interception):
         if score.requires_grad:
             gradients = torch.autograd.grad(score, points, self.seed(score), allow_unused=True)
         if all(gradient is None for gradient in gradients):
+            model = type(self.places.modules[""]).__name__
             raise ModelError(
-                f"the output of {type(self.modules['']).__name__} does not depend on the inputs "
-                "through differentiable operations; remove torch.no_grad(), detach() or argmax "
+                f"the output of {model} does not depend on the inputs through "
+                "differentiable operations; remove torch.no_grad(), detach() or argmax "
                 "from its forward"
             )
         count = len(self.leaves)
@@ -190,15 +191,18 @@ class GradientForm(Interception):
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
         return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
 
-    def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an operation that needs no rule; a carrier moves with the input it stands beside."""
-        out = super().other(func, args, kwargs)
-        if torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
-            carrier = self._carrier(args[0])
-            if carrier is not None and func.__name__ in _MOVES and out is not args[0]:
-                moved = func(carrier, *args[1:], **kwargs)
-                self._carried.append((out, out._version, moved))
+    def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Move values; a carrier moves with the input it stands beside."""
+        out = func(*args, **kwargs)
+        carrier = self._carrier(args[0]) if args and isinstance(args[0], Tensor) else None
+        if carrier is not None and func.__name__ in _MOVES and out is not args[0]:
+            moved = func(carrier, *args[1:], **kwargs)
+            self._carried.append((out, out._version, moved))
         return out
+
+    def reads_input(self, x: Tensor) -> bool:
+        """Return whether ``x`` is an input of the model as it is, or only moved."""
+        return self._carrier(x) is not None
 
     def carrier_of(self, site: Site) -> Tensor | None:
         """Return what collects relevance beside the layer's input, None for proportional rules.
@@ -227,16 +231,37 @@ class GradientForm(Interception):
     # probes --------------------------------------------------------------------------------------
 
     def on_input(self, name: str, inputs: Any) -> Any:
-        """Probe the layer's inputs if asked to."""
+        """Probe a module's inputs if asked to."""
         return self._probe_all(self._probes.get((name, True)), inputs)
 
     def on_output(self, name: str, output: Any) -> Any:
-        """Probe the layer's output if asked to."""
+        """Probe a module's output if asked to."""
         return self._probe_all(self._probes.get((name, False)), output)
 
-    def on_merge(self, name: str, output: Tensor) -> Tensor:
+    def on_merge(self, site: Site, call: Call) -> Tensor:
         """Probe a layer behind its batch norm, with which it is one layer."""
-        return self._probe_all(self._probes.get((name, False)), output)  # type: ignore[no-any-return]
+        if self.trace is not None:
+            self.trace.forget(site.operation)
+        out = super().on_merge(site, call)
+        return self._probe_all(self._probes.get((site.name, False)), out)  # type: ignore[no-any-return]
+
+    def on_operands(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Probe the arguments of an operation that is no module if asked to."""
+        probe = self._probes.get((name, True)) if name not in self.places.modules else None
+        if probe is None:
+            return args, kwargs
+        tensors = list(operations.tensors_in(args, kwargs))
+        probed = iter(self._probe_all(probe, tuple(t for t in tensors if operations.made(t))))
+
+        def change(t: Tensor) -> Any:
+            return next(probed) if operations.made(t) else t
+
+        return operations.mapped(change, args), operations.mapped(change, kwargs)
+
+    def on_result(self, name: str, result: Any) -> Any:
+        """Probe the result of an operation that is no module if asked to."""
+        probe = self._probes.get((name, False)) if name not in self.places.modules else None
+        return self._probe_all(probe, result)
 
     def _probe_all(self, probe: Probe | None, values: Any) -> Any:
         if probe is None:
@@ -258,9 +283,10 @@ class GradientForm(Interception):
             probe.note(position, relevance)
 
         probed: Tensor = _ProbeStep.apply(value, note)
-        tag = getattr(value, "_lrp_site", None)
-        if tag is not None and tag[1] == value._version:  # a batch norm may merge with it still
-            probed._lrp_site = (tag[0], probed._version)  # type: ignore[attr-defined]
+        for name in ("_lrp_site", "_lrp_gate"):  # a batch norm may merge with it still
+            tag = getattr(value, name, None)
+            if tag is not None and tag[1] == value._version:
+                setattr(probed, name, (tag[0], probed._version))
         carrier = self._carrier(value)
         if carrier is not None:
             branch = _CarrierProbeStep.apply(carrier, note_direct)

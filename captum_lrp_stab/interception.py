@@ -1,18 +1,18 @@
-"""Seeing every operation of a forward pass, with the name of the layer it belongs to.
+"""Seeing every operation of a forward pass.
 
 :class:`Interception` is a ``TorchFunctionMode``: while it is active *on this thread*, each torch
 function the model calls, as a module, functional, method or operator, passes through it. That is
-what lets one forward pass of an unchanged model serve functional code, reused modules and several
-threads at once; forward hooks that the model carries for the time of the pass say which module an
-operation belongs to. Subclasses decide what becomes of the operations that need a rule.
+what lets one forward pass of an unchanged model serve functional code, reused modules, data-
+dependent control flow and several threads at once: a traced graph would fix the control flow, a
+``TorchDispatchMode`` sees operations only below autograd, where their backward is decided already,
+and module hooks see no functional code. It costs a few microseconds for each operation.
+
+What LRP makes of an operation is decided in ``treatments``; how relevance is carried, by the
+subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 """
 
-import threading
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,334 +20,205 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import activations, describe, mapping, operations, types
-from captum_lrp_stab.affine import Affine, Convolution, Pad
+from captum_lrp_stab import describe, operations, surrogates, treatments, types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
+from captum_lrp_stab.operations import made, tensors_in
+from captum_lrp_stab.places import Places
+from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.sites import Operation, Site
 
 Call = Callable[[], Tensor]
 
 
 class Interception(TorchFunctionMode, ABC):
-    """Route rule-bearing operations to :meth:`affine`, activations to :meth:`activation`.
+    """Let each operation of a forward pass have its treatment, and list them all.
 
     Args:
-        model: The model; it carries hooks only while :meth:`watch` is entered.
-        rules: Rule by layer name.
-        default: Rule of linear layers and convolutions without one.
-        merge_batch_norm: Treat a batch norm that follows a linear layer as one layer with it.
+        model: The model.
+        rule_set: The rule of each operation.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rules: Mapping[str, Rule],
-        default: Rule,
-        merge_batch_norm: bool = True,
-    ) -> None:
+    def __init__(self, model: nn.Module, rule_set: RuleSet) -> None:
         super().__init__()
-        self.rules = rules
-        self.default = default
-        self.merge_batch_norm = merge_batch_norm
+        self.rule_set = rule_set
+        self.places = Places(model)
         self.operations: list[Operation] = []
         self.leaves: tuple[Tensor, ...] = ()  # the tensors that stand for the model's inputs
-        self.modules = dict(model.named_modules())
-        self._leaves = {name for name, _ in mapping.leaf_modules(model)}
-        self._stack: list[str] = []
-        self._counts: Counter[str] = Counter()
-        self._thread = threading.get_ident()
-        self._ran: set[str] = set()  # layers with a rule whose forward was called
+        self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
         self._served: set[str] = set()  # layers whose rule met an operation it can serve
 
-    # which module an operation belongs to --------------------------------------------------------
+    # what subclasses say -------------------------------------------------------------------------
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Follow which module is running, by hooks that are removed on exit."""
-        handles = []
-        try:
-            for name, module in self.modules.items():
-                handles.append(module.register_forward_pre_hook(self._entering(name)))
-                leaving = self._leaving(name)
-                handles.append(module.register_forward_hook(leaving, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @abstractmethod
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
 
-    def _entering(self, name: str) -> Callable[[nn.Module, Any], Any]:
-        def hook(module: nn.Module, inputs: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return None
-            self._stack.append(name)
-            if name in self.rules:
-                self._ran.add(name)
-            return self.on_input(name, inputs)
+    @abstractmethod
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged."""
 
-        return hook
+    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an activation that is linear on each side of 0."""
+        return func(*args, **kwargs)
 
-    def _leaving(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return None
-            while self._stack and self._stack.pop() != name:
-                pass
-            return self.on_output(name, output)
+    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation that mixes its inputs, under LRP-0 or with a surrogate's gradient."""
+        return func(*args, **kwargs)
 
-        return hook
+    def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation that moves values, and relevance with them."""
+        return func(*args, **kwargs)
 
-    def on_input(self, name: str, inputs: Any) -> Any:
-        """Return what a module gets in place of its inputs, or None."""
-        return None
+    def reads_input(self, x: Tensor) -> bool:
+        """Return whether ``x`` is an input of the model as it is, or only moved."""
+        return False
 
-    def on_output(self, name: str, output: Any) -> Any:
-        """Return what a module gives in place of its output, or None."""
-        return None
+    def on_operands(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what operation ``name`` gets in place of its arguments."""
+        return args, kwargs
 
-    def _place(self, func: Callable[..., Any]) -> tuple[str, str]:
-        """Return the name and kind of the operation: its leaf module's, or one made of the call."""
-        current = self._stack[-1] if self._stack else ""
-        module = self.modules[current]
-        if current in self._leaves and (current in self.rules or isinstance(module, _NAMED)):
-            return current, type(module).__name__
-        kind = func.__name__.strip("_")
-        prefix = f"{current}.{kind}" if current else kind
-        while True:
-            name = f"{prefix}_{self._counts[prefix]}"
-            self._counts[prefix] += 1
-            if name not in self.modules:
-                return name, kind
+    def on_result(self, name: str, result: Any) -> Any:
+        """Return what operation ``name`` gives in place of its result."""
+        return result
 
     # dispatch ------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
         kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
-        if handler is None or not torch.is_grad_enabled():
-            return self.other(func, args, kwargs)
-        x = args[0] if args else kwargs.get("input")
-        if not isinstance(x, Tensor) or not x.requires_grad:
-            self._served.update(self._stack[-1:])  # nothing of the input passes here
-            return func(*args, **kwargs)
-        return handler(self, func, x, args, kwargs)
-
-    def other(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an operation that needs no rule; list it if its gradient is no LRP rule."""
         self._refuse_randomness(func, kwargs)
-        out = func(*args, **kwargs)
-        differentiable = torch.is_grad_enabled() and any(
-            t.requires_grad for t in operations.tensors_in((out,), {})
-        )
-        if differentiable:
-            reason = operations.fallback_reason(func, args, kwargs, self._depends_on_input)
-            if reason and self._depends_on_input(*operations.tensors_in(args, kwargs)):
-                name, kind = self._place(func)
-                self.operations.append(Operation(name, kind, fallback=reason))
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        if not any(made(t) for t in given):
+            return self._constant(func, given, args, kwargs)
+        treatment = treatments.of(func)
+        written_out = surrogates.WRITTEN_OUT.get(func)
+        if treatment is None and written_out is None:
+            written_out = operations.opened(func)
+        if written_out is not None:
+            with self:
+                return written_out(*args, **kwargs)
+        operation = self._operation(func, args)
+        args, kwargs = self.on_operands(operation.name, args, kwargs)
+        out = (treatment or treatments.unknown)(self, operation, func, args, kwargs)
+        return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, func)
+
+    def _constant(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> Any:
+        """Run an operation that nothing of the input takes part in."""
+        if func in describe.BUILDERS:
+            self._served.add(self.places.current)
+        # without a graph, so that what parameters alone make is not taken for data
+        if given and all(isinstance(t, nn.Parameter) for t in given):
+            with torch.no_grad():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
+
+    def _operation(self, func: Any, args: Any) -> Operation:
+        module = self.places.module
+        if func is F.linear and isinstance(module, nn.MultiheadAttention):
+            own = module.out_proj  # it uses the parameters of this layer without calling it
+            if args[1:2] and args[1] is own.weight:
+                return Operation(f"{self.places.current}.out_proj".lstrip("."), type(own).__name__)
+        has_rule = func in describe.BUILDERS and self.places.current in self.rule_set.named
+        return Operation(*self.places.of(func, has_rule))
+
+    def _recorded(self, operation: Operation, out: Any, result: Any, func: Any) -> Any:
+        """List an operation whose result depends on the input; return what takes its place."""
+        results = [t for t in tensors_in((result,), {}) if t.requires_grad]
+        if not results:
+            return out
+        for t in results:
+            if t.is_nested or t.layout is not torch.strided:
+                kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+                raise ModelError(
+                    f"operation '{operation.name}' gives a {kind} tensor, through which relevance "
+                    "cannot be followed; make the model compute with dense tensors"
+                )
+        operation.note(results, in_place=operations.writes(func, {}))
+        self.operations.append(operation)
+        return self.on_result(operation.name, out)
+
+    def settle(self, output: Any, whole: bool = False) -> None:
+        """Note, after the pass, which operations relevance reaches on its way from ``output``.
+
+        Args:
+            output: What the model returned.
+            whole: Look at every operation, not at fallbacks alone.
+        """
+        in_question = [o for o in self.operations if whole or o.fallback]
+        reached = set(operations.graph(output)) if in_question else set()
+        for operation in in_question:
+            if operation.nodes is not None:
+                operation.reached = any(node in reached for node in operation.nodes)
+        for operation in self.operations:
+            operation.nodes = None
+        self._from_inputs.clear()
+
+    # what treatments ask -------------------------------------------------------------------------
+
+    def depends_on_input(self, t: Tensor) -> bool:
+        """Return whether a tensor depends on the model's input: not so one made of parameters."""
+        if not made(t) or t.grad_fn in self._from_inputs:
+            return made(t)
+        for node in operations.graph(t, self._from_inputs):
+            variable = getattr(node, "variable", None)  # of AccumulateGrad
+            known = any(previous in self._from_inputs for previous, _ in node.next_functions)
+            if known or any(variable is leaf for leaf in self.leaves):
+                self._from_inputs.add(t.grad_fn)
+                return True
+        return False
+
+    def rule_of(self, name: str, func: Any, x: Tensor) -> Rule | None:
+        """Return the rule of a layer called ``name`` that calls ``func`` on ``x``."""
+        self._served.add(name)
+        module = self.places.modules.get(name)
+        kind = operations.canonical_name(func)
+        layer = (types.of_function(kind) if module is None else type(module)) or nn.Module
+        return self.rule_set.rule_of(name, layer, self.reads_input(x))
+
+    def serve(self, site: Site, call: Call) -> Tensor:
+        """Return the output of a rule-bearing layer, marked as such."""
+        site.operation.rule = site.rule
+        out = self.affine(site, call)
+        out._lrp_site = (site, out._version)  # type: ignore[attr-defined]
         return out
 
-    def _depends_on_input(self, *tensors: Tensor) -> bool:
-        """Return whether a tensor depends on the model's input: not so one made of parameters."""
-        made = [t for t in tensors if t.requires_grad and not t.is_leaf]
-        return any(operations.reaches(t, self.leaves) for t in made)
+    def on_merge(self, site: Site, call: Call) -> Tensor:
+        """Return the output of a layer that its batch norm has been merged with."""
+        self._served.add(site.operation.batch_norm)
+        return self.serve(site, call)
 
-    def _refuse_randomness(self, func: Callable[..., Any], kwargs: Any) -> None:
-        name = func.__name__
+    # refusals ------------------------------------------------------------------------------------
+
+    def _refuse_randomness(self, func: Any, kwargs: Any) -> None:
         drops = bool(kwargs.get("dropout_p"))
-        if not drops and name not in operations.RANDOM:
+        if not drops and operations.canonical_name(func) not in operations.RANDOM:
             return
-        module = self.modules[self._stack[-1] if self._stack else ""]
+        module = self.places.module
         if drops or module.training:
-            place, _ = self._place(func)
+            name, _ = self.places.of(func)
             raise ModelError(
-                f"operation '{place}' of {type(module).__name__} is random, so that the relevance "
+                f"operation '{name}' of {type(module).__name__} is random, so that the relevance "
                 "would be of a random network; call model.eval()"
             )
 
     def refuse_unserved(self) -> None:
-        """Raise RuleError if a layer with a rule ran without an operation the rule serves."""
-        for name in sorted(self._ran - self._served):
-            module, rule = self.modules[name], self.rules[name]
-            if isinstance(module, types.Activation + types.Dropout):  # PassRule: served as they are
+        """Raise RuleError if a rule met no operation it serves."""
+        for name in sorted(self.rule_set.named.keys() - self._served):
+            rule, module = self.rule_set.named[name], self.places.modules.get(name)
+            if module is None:
+                ran = ", ".join(o.name for o in self.operations if o.rule is not None)
+                raise RuleError(
+                    f"{type(rule).__name__} on '{name}': the pass ran no layer of this name; those "
+                    f"it ran are {ran or 'none'} (captum_lrp_stab.plan lists them)"
+                )
+            passing = isinstance(module, types.Activation + types.Dropout)  # served as they are
+            if name not in self.places.entered or passing:
                 continue
             raise RuleError(
                 f"{type(rule).__name__} on layer '{name}' ({type(module).__name__}): the layer ran "
                 "no linear operation, average pool or batch norm of its own that the rule could "
                 "serve; leave the layer out of the name_map"
             )
-
-    def _on_affine(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        name, kind = self._place(func)
-        rule = self._rule(name, func)
-        if rule is None:
-            return self.mixing(Operation(name, kind), func, args, kwargs)
-        if self._depends_on_input(*operations.tensors_in(args[1:], _rest(kwargs))):
-            reason = "its weights or its bias depend on the input"
-            self.operations.append(Operation(name, kind, fallback=reason))
-            return func(*args, **kwargs)
-        op = describe.of_call(func, args, kwargs)
-        tag = getattr(x, "_lrp_padded", None)
-        if tag is not None and isinstance(op, Convolution) and op.pad is None:
-            unpadded, pad, versions = tag
-            if versions == (unpadded._version, x._version):
-                x, op = unpadded, replace(op, pad=pad)
-        return self._serve(Operation(name, kind, rule), op, rule, x, lambda: func(*args, **kwargs))
-
-    def _rule(self, name: str, func: Any) -> Rule | None:
-        if name in self.rules:
-            self._served.add(name)
-            return self.rules[name]
-        module = self.modules.get(name)
-        pools = func in _WITHOUT_DEFAULT or isinstance(module, types.AvgPool + types.BatchNorm)
-        return None if pools else self.default
-
-    def _serve(self, operation: Operation, op: Affine, rule: Rule, x: Tensor, call: Call) -> Tensor:
-        self.operations.append(operation)
-        site = Site(operation, op, rule, x)
-        out = self.affine(site, call)
-        out._lrp_site = (site, out._version)  # type: ignore[attr-defined]
-        return out
-
-    @abstractmethod
-    def affine(self, site: Site, call: Call) -> Tensor:
-        """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
-
-    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run an operation that mixes its inputs linearly and has no rule: LRP-0."""
-        return func(*args, **kwargs)
-
-    def _on_batch_norm(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        name, kind = self._place(func)
-        bound = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
-        if bound.get("training"):
-            raise ModelError(
-                f"batch norm '{name}' normalises by the statistics of the batch, so that one "
-                "sample's relevance would depend on the others; call model.eval(), or give it "
-                "running statistics"
-            )
-
-        def call() -> Tensor:
-            return func(*args, **kwargs)  # type: ignore[no-any-return]
-
-        site = current_site(x)
-        if self._depends_on_input(*operations.tensors_in(args[1:], _rest(kwargs))):
-            reason = "its scale or its shift depend on the input"
-            self.operations.append(Operation(name, kind, fallback=reason))
-            return func(*args, **kwargs)
-        if self.merge_batch_norm and site is not None and is_mergeable(site, x):
-            scale = describe.of_call(func, args, kwargs)
-            assert scale.bias is not None
-            merged = site.op.scaled(scale.weight, scale.bias)
-            if merged is not None:
-                site.operation.batch_norm = name
-                self._served.add(name)
-                self.operations.remove(site.operation)
-                out = self._serve(site.operation, merged, site.rule, site.x, call)
-                return self.on_merge(site.name, out)
-        rule = self._rule(name, func)
-        if rule is None:
-            return self.mixing(Operation(name, kind), func, args, kwargs)
-        op = describe.of_call(func, args, kwargs)
-        return self._serve(Operation(name, kind, rule), op, rule, x, call)
-
-    def on_merge(self, name: str, output: Tensor) -> Tensor:
-        """Return the output of layer ``name`` merged with its batch norm."""
-        return output
-
-    def _on_pad(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        bound = dict(zip(_PAD_ARGUMENTS, args, strict=False)) | kwargs
-        mode = bound.get("mode", "constant")
-        if mode != "constant" or not bound.get("value"):
-            pad = Pad(tuple(bound["pad"]), mode)
-            out._lrp_padded = (x, pad, (x._version, out._version))
-        return out
-
-    def _on_relu(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        site = current_site(x)
-        if site is None or not activations.is_inplace(func, args, kwargs):
-            return func(*args, **kwargs)
-        rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
-        if not rectified:
-            site.keep(site.z.clone())
-        out = func(*args, **kwargs)
-        if rectified and site.z.data_ptr() == x.data_ptr():
-            site.version = site.z._version
-            site.rectified = True
-        return out
-
-    def _on_activation(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        slope = activations.slope_at_zero(func, args, kwargs)
-        if slope is None:
-            return self.other(func, args, kwargs)
-        if not activations.is_inplace(func, args, kwargs):
-            return self.activation(x, slope, lambda z: func(z, *args[1:], **_rest(kwargs)))
-        site = current_site(x)
-        if site is not None:
-            site.keep(site.z.clone())
-        out = self.activation(x, slope, lambda z: func(z.clone(), *args[1:], **_rest(kwargs)))
-        return x.copy_(out)
-
-    @abstractmethod
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged."""
-
-    def _on_dropout(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-        if bound.get("training", bound.get("train", True)) and bound.get("p", 0.5):
-            name, _ = self._place(func)
-            raise ModelError(
-                f"dropout '{name}' is active, so that the relevance would be of a random network; "
-                "call model.eval()"
-            )
-        return func(*args, **kwargs)
-
-
-def _rest(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != "input"}
-
-
-_BATCH_NORM_ARGUMENTS = (
-    "input",
-    "running_mean",
-    "running_var",
-    "weight",
-    "bias",
-    "training",
-    "momentum",
-    "eps",
-)
-_PAD_ARGUMENTS = ("input", "pad", "mode", "value")
-_NAMED = types.RuleBearing + types.Activation + types.Dropout
-_WITHOUT_DEFAULT = {
-    F.batch_norm,
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.avg_pool3d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_avg_pool3d,
-}
-_DROPOUTS = (
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-    torch.dropout,
-    torch.dropout_,
-    torch.alpha_dropout,
-    torch.feature_dropout,
-    torch.feature_alpha_dropout,
-)
-_Handler = Callable[[Interception, Any, Tensor, Any, Any], Any]
-_HANDLERS: dict[Any, _Handler] = {
-    **dict.fromkeys(describe.BUILDERS, Interception._on_affine),
-    **dict.fromkeys(activations.SLOPES, Interception._on_activation),
-    **dict.fromkeys(activations.LINEAR_SIDES, Interception._on_relu),
-    F.batch_norm: Interception._on_batch_norm,
-    F.pad: Interception._on_pad,
-    **dict.fromkeys(_DROPOUTS, Interception._on_dropout),
-}

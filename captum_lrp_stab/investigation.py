@@ -18,13 +18,15 @@ from torchvision.transforms.functional import pil_to_tensor
 from captum_lrp_stab import checks, choices, forms
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.planning import plan
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.propagation import Propagation, operations_of, propagate
+from captum_lrp_stab.propagation import Propagation, propagate
+from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.rules import EpsilonRule
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.summary import Place, Statistics, finite_part, place, statistics
 from captum_lrp_stab.trace import LayerTrace, Trace
-from captum_lrp_stab.translation import rules_of
+from captum_lrp_stab.translation import rule_set_of
 from captum_lrp_stab.zoo import Classifier
 
 
@@ -85,6 +87,7 @@ def investigate(
     rules: str | NameMap | Preset = "lrp_tutorial",
     names: Sequence[str] = choices.DEFAULT_STABILIZERS,
     form: str = "gradient",
+    attention: Attention = "attnlrp",
     dtype: str = "float32",
     detect_anomaly: bool = False,
     progress: Callable[[str], None] = lambda name: None,
@@ -98,6 +101,7 @@ def investigate(
         rules: A preset, its name, or a name_map; each rule gets the stabilizer under study.
         names: Stabilizers, see :func:`captum_lrp_stab.choices.stabilizer_of`.
         form: One of ``forms.NAMES``.
+        attention: See :class:`captum_lrp_stab.LRP`.
         dtype: One of ``choices.DTYPES``.
         detect_anomaly: Run each once more under ``torch.autograd.detect_anomaly``.
         progress: Called with each name before its turn.
@@ -115,7 +119,6 @@ def investigate(
     described = rules.name if isinstance(rules, Preset) else "name_map"
     checks.check_parameters(classifier.model)
     model = classifier.model.to(floating)
-    name_map = rules(model) if isinstance(rules, Preset) else rules
     picture = classifier.preprocessing.picture(image)
     x = classifier.preprocessing.input(picture, floating)
     try:
@@ -123,20 +126,25 @@ def investigate(
     except ModelError as error:
         raise ModelError(f"in {dtype} the weights overflow: {error}; take a wider dtype") from error
     target, score, probability, gradient = _look(model, x, target)
+    name_map = rules(model, x) if isinstance(rules, Preset) else rules
 
     def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
         return propagate(
             model,
             x,
             target,
-            rules=rules_of(model, with_stabilizer(name_map, stabilizer)),
-            default=EpsilonRule(stabilizer=stabilizer),
+            rule_set=rule_set_of(
+                model,
+                with_stabilizer(name_map, stabilizer),
+                default=EpsilonRule(stabilizer=stabilizer),
+                attention=attention,
+            ),
             trace=trace,
             form=forms.form_of(form, stabilizer),
         )
 
-    planned = operations_of(model, x, rules=rules_of(model, name_map))
-    fallbacks = tuple(f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback)
+    planned = plan(model, x, name_map, attention=attention)
+    fallbacks = tuple(f"{row.name} ({row.type}: {row.fallback})" for row in planned.fallbacks)
     where = pil_to_tensor(picture), x[0], gradient
     findings, heatmaps = [], []
     for name, stabilizer in zip(map(choices.spelled_out, names), chosen, strict=True):

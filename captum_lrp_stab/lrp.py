@@ -1,7 +1,9 @@
 """``LRP`` and ``LayerLRP``: drop-in subclasses of Captum's, in gradient form."""
 
+import difflib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from captum._utils.common import _format_output, _is_tuple
@@ -11,17 +13,17 @@ from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_stab import mapping
-from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import (
     ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
 )
 from captum_lrp_stab.gradient_form import Probe
+from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import Propagation, explain_nonfinite, propagate
+from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.trace import Trace
-from captum_lrp_stab.translation import Rules, rules_of, rules_on
+from captum_lrp_stab.translation import Rules, rule_set_of
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 NonFinite = Literal["warn", "raise", "ignore"]
@@ -42,6 +44,7 @@ class _Explainer:
         model: nn.Module,
         rules: Rules = None,
         *,
+        attention: Attention = "attnlrp",
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
@@ -54,14 +57,21 @@ class _Explainer:
             raise ValueError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
         GradientAttribution.__init__(self, model)  # Captum's LRP.__init__ checks less than rules_on
         self.model = model
+        self.attention = attention
         self.merge_batch_norm = merge_batch_norm
         self.strict = strict
         self.nonfinite = nonfinite
-        self._rules = None if rules is None else rules_of(model, rules)
+        rule_set = rule_set_of(model, rules, **self._options())
+        self._rule_set = None if rules is None else rule_set
 
-    def current_rules(self) -> dict[str, Rule]:
-        """Return the rule of each layer that has one, by name."""
-        return self._rules if self._rules is not None else rules_on(self.model)
+    def _options(self) -> dict[str, Any]:
+        return {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}
+
+    def current_rules(self) -> RuleSet:
+        """Return the rule of each operation: those given, or those set on the modules now."""
+        if self._rule_set is None:
+            return rule_set_of(self.model, None, **self._options())
+        return replace(self._rule_set, **self._options())
 
     def _propagate(
         self,
@@ -72,7 +82,7 @@ class _Explainer:
         probes: tuple[Probe, ...] = (),
         verbose: bool = False,
     ) -> Propagation:
-        rules = self.current_rules()
+        rule_set = self.current_rules()
 
         def run(trace: Trace | None, probes: tuple[Probe, ...] = ()) -> Propagation:
             return propagate(
@@ -80,8 +90,7 @@ class _Explainer:
                 inputs,
                 target,
                 additional_forward_args,
-                rules=rules,
-                merge_batch_norm=self.merge_batch_norm,
+                rule_set=rule_set,
                 strict=self.strict,
                 probes=probes,
                 trace=trace,
@@ -89,7 +98,7 @@ class _Explainer:
 
         done = run(None, probes)
         if verbose:
-            for operation in done.operations:
+            for operation in (o for o in done.operations if o.rule is not None):
                 print(f"Applied {operation.rule} on layer {operation.name}")
         if self.nonfinite != "ignore" and not done.is_finite:
             self._report_nonfinite(explain_nonfinite(run, self.model))
@@ -116,6 +125,9 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
             rules set on the modules (``module.rule``, Captum's own included). Linear layers and
             convolutions left without a rule get ``EpsilonRule(1e-6)``, everything else that is
             linear LRP-0; :func:`captum_lrp_stab.plan` lists it all.
+        attention: How attention is treated. ``"attnlrp"`` (Achtibat et al. 2024): the softmax hands
+            relevance down by its gradient, a product of data halves it. ``"cp"`` (Ali et al. 2022):
+            the attention weights are held constant.
         merge_batch_norm: Treat a batch norm that follows a linear layer or convolution as one
             layer with it, under that layer's rule.
         strict: Refuse a model with operations that have no LRP rule and would get their plain
@@ -126,8 +138,10 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
     Raises:
         ModelError: The model is scripted or quantized, or no module.
         RuleMapError: ``rules`` does not fit the model.
+        RuleError: ``attention`` is none of the two, or ``module.rule`` no propagation rule.
 
-    Source: Bach et al. 2015; Montavon et al. 2019, ch. 10.
+    Source: Bach et al. 2015; Montavon et al. 2019, ch. 10; Arras et al. 2017 for gates; Ali et al.
+    2022 for normalisation and CP-LRP; Achtibat et al. 2024 for AttnLRP.
 
     Example:
         >>> import torch
@@ -183,7 +197,9 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
 
     Args:
         model: See :class:`LRP`.
-        layer: The module whose relevance is wanted, a list of modules, or None for every leaf
+        layer: The layer whose relevance is wanted: a module, or a name. A name is that of a module
+            or of any operation that :func:`captum_lrp_stab.plan` lists, such as ``"add_0"`` or
+            ``"encoder.softmax_0"``. Or a list of these, all in one pass; or None for every leaf
             module that takes part in the pass (afterwards listed in ``layers``).
         rules: See :class:`LRP`; likewise the other arguments.
 
@@ -203,9 +219,10 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
-        layer: nn.Module | list[nn.Module] | None,
+        layer: nn.Module | str | list[nn.Module | str] | None,
         rules: Rules = None,
         *,
+        attention: Attention = "attnlrp",
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
@@ -213,17 +230,22 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         super().__init__(
             model,
             rules,
+            attention=attention,
             merge_batch_norm=merge_batch_norm,
             strict=strict,
             nonfinite=nonfinite,
         )
         LayerAttribution.__init__(self, model, layer)
-        names = {module: name for name, module in model.named_modules()}
-        wanted = layer if isinstance(layer, (list, tuple)) else [layer]
-        for module in wanted if layer is not None else ():
-            if module not in names:
-                raise ModelError(f"layer {module!r} is no module of {type(model).__name__}")
-        self._names = names
+        wanted = [] if layer is None else layer if isinstance(layer, (list, tuple)) else [layer]
+        self._names = [self._name_of(one) for one in wanted]
+
+    def _name_of(self, layer: nn.Module | str) -> str:
+        if isinstance(layer, str):
+            return layer
+        for name, module in self.model.named_modules():
+            if module is layer:
+                return str(name)
+        raise ModelError(f"layer {layer!r} is no module of {type(self.model).__name__}")
 
     @_attribution
     def attribute(
@@ -254,17 +276,17 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
             ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
         """
         several = self.layer is None or isinstance(self.layer, (list, tuple))
-        if self.layer is None:
-            wanted = [module for _, module in mapping.leaf_modules(self.model)]
-        else:
-            wanted = list(self.layer) if several else [self.layer]
-        probes = {m: Probe(self._names[m], attribute_to_layer_input) for m in wanted}
+        leaves = dict(leaf_modules(self.model))
+        names = list(leaves) if self.layer is None else self._names
+        probes = {name: Probe(name, attribute_to_layer_input) for name in names}
         done = self._propagate(
             inputs, target, additional_forward_args, probes=tuple(probes.values()), verbose=verbose
         )
         if self.layer is None:
-            wanted = self.layers = [module for module in wanted if probes[module].relevances]
-        results = [_result(probes[module]) for module in wanted]
+            names = [name for name in names if probes[name].relevances]
+            self.layers = [leaves[name] for name in names]
+        known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
+        results = [_result(probes[name], known) for name in names]
         deltas = [
             self.compute_convergence_delta(r if isinstance(r, tuple) else (r,), done.score)
             for r in results
@@ -274,11 +296,18 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         return results if several else results[0]
 
 
-def _result(probe: Probe) -> Tensor | tuple[Tensor, ...]:
-    known = [r for r in probe.relevances if r is not None]
-    if not known:
+def _result(probe: Probe, known: Collection[str]) -> Tensor | tuple[Tensor, ...]:
+    if probe.name not in known:
+        close = difflib.get_close_matches(probe.name, known, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ModelError(
+            f"layer '{probe.name}' is no module, and the pass ran no operation of this name; "
+            f"captum_lrp_stab.plan lists the names{hint}"
+        )
+    relevances = [r for r in probe.relevances if r is not None]
+    if not relevances:
         raise ModelError(
             f"layer '{probe.name}' takes no part in the score: no relevance reaches it; check "
             "that the model runs it, and that the target depends on it"
         )
-    return tuple(known) if probe.was_tuple and len(probe.relevances) > 1 else known[0]
+    return tuple(relevances) if probe.was_tuple and len(probe.relevances) > 1 else relevances[0]

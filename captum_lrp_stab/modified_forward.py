@@ -10,7 +10,6 @@ Source: Montavon et al. 2019, ch. 10.3 (implementation by a modified forward pas
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +28,6 @@ class ModifiedForward(GradientForm):
 
     Constants that a rule sends through the layer, such as box bounds, collect relevance as well.
     """
-
-    def prepare(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """Return stand-ins for the inputs."""
-        self._noted: dict[Operation, int] = {}
-        return super().prepare(*arguments)
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return ``value * gradient``."""
@@ -61,14 +55,8 @@ class ModifiedForward(GradientForm):
         site.keep(total)
         if watch is None:
             return total
-        self._note(watch.trace, site, total)
+        watch.trace.forward(site.operation, site.x, total)
         return watch.leaving(total)
-
-    def _note(self, trace: Trace, site: Site, out: Tensor) -> None:
-        trace.forward(site.operation, site.x, out)
-        index = self._noted.setdefault(site.operation, len(trace.layers) - 1)
-        if index < len(trace.layers) - 1:  # merged with its batch norm, and made anew
-            trace.layers[index] = trace.layers.pop()
 
 
 def _denominators(group: Group, site: Site, x: Tensor, carrier: Tensor | None) -> Tensor:

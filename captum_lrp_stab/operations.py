@@ -1,11 +1,13 @@
-"""Which torch functions are LRP-0 under plain autograd, by name, in every spelling.
+"""What kind of operation a torch function is, by name, in every spelling.
 
-``x.add(y)``, ``torch.add(x, y)``, ``x + y`` and ``x += y`` are one operation, ``add``. An operation
-that is in none of the sets is non-linear as far as this package knows: in gradient form it gets its
-plain gradient, and is listed as a fallback.
+``x.add(y)``, ``torch.add(x, y)``, ``x + y`` and ``x += y`` are one operation, ``add``. The kinds
+say what LRP makes of it; an operation of no kind is non-linear as far as this package knows, gets
+its plain gradient in gradient form, and is listed as a fallback.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,60 +15,81 @@ from torch import Tensor
 
 MOVING = frozenset(
     """
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d alias as_strided bfloat16
-    broadcast_tensors broadcast_to channel_shuffle chunk clone concat concatenate contiguous copy
-    cpu cuda detach diagonal double dropout dropout1d dropout2d dropout3d dsplit expand expand_as
-    feature_dropout feature_alpha_dropout alpha_dropout flatten
-    flip fliplr flipud float fold gather get getitem
-    half hsplit hstack index_select cat max_pool1d max_pool2d max_pool3d
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices movedim moveaxis
-    narrow pad permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave
-    requires_grad reshape reshape_as roll select split split_with_sizes squeeze stack swapaxes
-    swapdims t take take_along_dim tensor_split tile to transpose type type_as unbind unflatten
-    unsafe_chunk unsafe_split unsqueeze view view_as vsplit vstack where tril triu masked_fill
-    masked_select setitem index_put max_unpool1d max_unpool2d max_unpool3d rot90
+    H T alias as_strided bfloat16 broadcast_tensors broadcast_to channel_shuffle chunk clone concat
+    concatenate contiguous copy cpu cuda detach diagonal double dropout dropout1d dropout2d
+    dropout3d dsplit expand expand_as feature_dropout feature_alpha_dropout alpha_dropout flatten
+    flip fliplr flipud float gather getitem half hsplit hstack index_copy index_select cat mH mT
+    masked_fill masked_scatter masked_select movedim moveaxis narrow pad permute pixel_shuffle
+    pixel_unshuffle positive ravel repeat repeat_interleave requires_grad reshape reshape_as roll
+    rot90 scatter select setitem split split_with_sizes squeeze stack swapaxes swapdims t take
+    take_along_dim tensor_split tile to transpose tril triu type type_as unbind unflatten unfold
+    unsafe_chunk unsafe_split unsqueeze view view_as vsplit vstack where max_unpool1d max_unpool2d
+    max_unpool3d
     """.split()
 )
-"""Operations that move, select or copy values: relevance moves with them."""
+"""Operations that move, repeat or drop values: relevance moves with them."""
+
+SELECTING = frozenset(
+    """
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax cummin
+    fmax fmin kthvalue max max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+    max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode sort topk
+    """.split()
+)
+"""Operations that pick values by their size: relevance moves with what was picked."""
 
 MIXING = frozenset(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d
     avg_pool3d batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    cumsum diff interpolate linear mean nansum neg negative rsub sub subtract sum trace unfold
-    upsample upsample_bilinear upsample_nearest
+    cumsum diff fold index_add index_put interpolate linear mean nansum neg negative rsub
+    scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest
+    fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
+    fft_irfft2 fft_irfftn view_as_complex view_as_real real imag
     """.split()
 )
-"""Operations that are linear in all their inputs together."""
+"""Operations that are linear in all their inputs together: LRP-0."""
+
+HOMOGENEOUS = frozenset("abs absolute norm std vector_norm linalg_vector_norm".split())
+"""Operations with f(a x) = a f(x) for a > 0: by Euler, gradient x input is conserved."""
 
 PRODUCTS = frozenset(
     """
-    addbmm addmm addmv addr baddbmm bilinear bmm chain_matmul cross dot einsum inner kron matmul
-    mm mul multiply mv outer rmatmul rmul tensordot vdot
+    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul cross dot einsum inner kron
+    matmul mm mul multiply mv outer rmatmul rmul tensordot vdot
     """.split()
 )
-"""Operations that are linear as long as one factor at most depends on the input."""
+"""Operations that are linear in each of their factors."""
 
-QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv grid_sample".split())
-"""Operations that are linear as long as the divisor, or the grid, does not depend on the input."""
+SUMMANDS = frozenset("addbmm addcmul addmm addmv addr baddbmm".split())
+"""Products whose first argument is added to them."""
+
+ELEMENTWISE = frozenset("addcmul mul multiply rmul".split())
+"""Products that can be a signal times a gate."""
+
+QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv".split())
+"""A numerator over a divisor."""
+
+GATES = frozenset("hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
+"""Functions whose values are factors, no signals: what they multiply takes all the relevance."""
+
+GATE_PRESERVING = MOVING | frozenset(
+    "add div divide mul multiply neg negative rmul rsub sub subtract truediv true_divide".split()
+)
+"""Operations after which a gate, combined with constants alone, is a gate still."""
 
 RANDOM = frozenset(
     """
-    bernoulli bernoulli_ exponential_ multinomial normal normal_ poisson rand rand_like randint
-    randint_like randn randn_like rrelu_with_noise uniform_
+    bernoulli exponential multinomial normal poisson rand rand_like randint randint_like randn
+    randn_like rrelu_with_noise uniform
     """.split()
 )
 """Operations whose result is drawn."""
 
-PIECEWISE = frozenset(
-    """
-    abs absolute amax amin fmax fmin leaky_relu max maximum min minimum prelu relu rrelu sort
-    topk norm vector_norm aminmax cummax cummin kthvalue median mode
-    """.split()
-)
-"""Operations with f(a x) = a f(x) for a > 0: the gradient is exact (Euler)."""
+_OPERATORS = MIXING | PRODUCTS | QUOTIENTS | {"pow"}
 
 
+@cache
 def canonical_name(func: Callable[..., Any]) -> str:
     """Return the operation's name without the marks of in-place and operator spellings.
 
@@ -75,12 +98,48 @@ def canonical_name(func: Callable[..., Any]) -> str:
         >>> canonical_name(torch.Tensor.add_), canonical_name(torch.Tensor.__rsub__)
         ('add', 'rsub')
     """
+    if func.__name__ == "__get__":  # an attribute, such as x.T
+        return func.__self__.__name__  # type: ignore[attr-defined, no-any-return]
     name = getattr(func, "__name__", str(func)).strip("_")
-    if name[0:1] == "i" and name[1:] in MIXING | PRODUCTS | QUOTIENTS:  # __iadd__
+    if name[0:1] == "i" and name[1:] in _OPERATORS:  # __iadd__
         return name[1:]
     if name[0:1] == "r" and name[1:] in ("add",):
         return name[1:]
     return name
+
+
+def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call writes to its first argument, by its name or by ``inplace=True``."""
+    name = func.__name__
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or bool(kwargs.get("inplace")) or name == f"__i{canonical_name(func)}__"
+
+
+def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that computes what an in-place ``func`` writes, or ``func`` itself."""
+    if not writes(func, {}):
+        return func
+    name = canonical_name(func)
+    plain: Callable[..., Any] = getattr(Tensor, name, None) or getattr(Tensor, f"__{name}__")
+    return plain
+
+
+def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a function of Python that shows a mode the operations in it; None for any other.
+
+    ``F.normalize``, ``F.multi_head_attention_forward`` and their like arrive as one call, because
+    they ask ``has_torch_function`` first. A copy that is told "no" runs the body, whose operations
+    arrive one by one.
+    """
+    if not isinstance(func, FunctionType):
+        return None
+    asked = [name for name in func.__globals__ if name.startswith("has_torch_function")]
+    if not asked:
+        return None
+    told = {**func.__globals__, **dict.fromkeys(asked, lambda *arguments: False)}
+    copy = FunctionType(func.__code__, told, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
 
 
 def made(tensor: Tensor) -> bool:
@@ -88,45 +147,12 @@ def made(tensor: Tensor) -> bool:
     return tensor.requires_grad and not tensor.is_leaf
 
 
-def fallback_reason(
-    func: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    depends: Callable[[Tensor], bool] = made,
-) -> str:
-    """Return why an operation gets its plain gradient, or "" if that is LRP-0 anyway.
-
-    Args:
-        func: The operation.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        depends: Whether a tensor depends on the model's input.
-    """
-    name = canonical_name(func)
-    if name in MOVING or name in MIXING or name in PIECEWISE:
-        return ""
-    if name in PRODUCTS:
-        factors = sum(depends(t) for t in tensors_in(args, kwargs))
-        return "a product of values that both depend on the input" if factors > 1 else ""
-    if name in QUOTIENTS:
-        if kwargs.get("rounding_mode"):
-            return "rounding has no gradient"
-        second = (*args, kwargs.get("other", kwargs.get("grid")))[1]
-        divisor = args[0] if name.startswith("r") else second
-        if not isinstance(divisor, Tensor) or not depends(divisor):
-            return ""
-        if name == "grid_sample":
-            return "a grid that depends on the input"
-        return "a division by a value that depends on the input"
-    return "no LRP rule is known for this operation"
-
-
-def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
+def custom_functions(output: Any) -> Iterator[type[torch.autograd.Function]]:
     """Yield the custom autograd functions between the inputs and ``output``, this package's aside.
 
     They are no torch functions, so that only the finished graph shows them.
     """
-    for node in _graph(output):
+    for node in graph(output):
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             function: type[torch.autograd.Function] = node._forward_cls  # type: ignore[attr-defined]
             ours = function.__module__.startswith(f"{__package__}.")
@@ -134,16 +160,15 @@ def custom_functions(output: Tensor) -> Iterator[type[torch.autograd.Function]]:
                 yield function
 
 
-def reaches(tensor: Tensor, leaves: Sequence[Tensor]) -> bool:
-    """Return whether the graph of ``tensor`` goes back to one of ``leaves``."""
-    variables = (getattr(node, "variable", None) for node in _graph(tensor))  # of AccumulateGrad
-    return any(variable is leaf for variable in variables for leaf in leaves)
+def graph(output: Any, known: set[Any] | None = None) -> Iterator[Any]:
+    """Yield the nodes of the autograd graph that the tensors in ``output`` come from.
 
-
-def _graph(tensor: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the autograd graph that ``tensor`` comes from."""
-    seen: set[Any] = set()
-    waiting: list[Any] = [tensor.grad_fn]
+    Args:
+        output: A tensor, or tensors in lists, tuples and dicts.
+        known: Nodes where to go no further.
+    """
+    seen: set[Any] = set() if known is None else set(known)
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors_in((output,), {})]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
@@ -153,9 +178,25 @@ def _graph(tensor: Tensor) -> Iterator[Any]:
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments, in lists and tuples too."""
+    """Yield the tensors among the arguments, in lists, tuples and dicts too."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors_in(value, {})
+        elif isinstance(value, Mapping):
+            yield from tensors_in((), value)
+
+
+def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return arguments with each tensor changed, in the order of :func:`tensors_in`."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        items = [mapped(change, item) for item in value]
+        if isinstance(value, tuple):
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return items
+    if isinstance(value, dict):
+        return {key: mapped(change, item) for key, item in value.items()}
+    return value

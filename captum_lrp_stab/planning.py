@@ -6,18 +6,26 @@ from typing import Any
 
 from torch import nn
 
+from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.propagation import operations_of
+from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
-from captum_lrp_stab.translation import Rules, rules_of, rules_on
+from captum_lrp_stab.translation import Rules, rule_set_of
 
 
 @dataclass(frozen=True)
 class PlannedOperation:
-    """One row of a plan."""
+    """One row of a plan.
+
+    ``rule`` is the class of the rule, or in words what relevance does: ``LRP-0``, ``moved``,
+    ``passed``, ``1/2 to each factor``, ... It is ``gradient`` for a fallback, and ``constant`` for
+    an operation that relevance does not reach, such as what a gate is made of.
+    """
 
     index: int
     name: str
     type: str
+    shape: tuple[int, ...]
     rule: str
     stabilizer: str
     batch_norm: str
@@ -26,13 +34,18 @@ class PlannedOperation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each operation with a rule, or without a known one, will get, in order of execution.
+    """What each operation of a model will get, in order of execution.
 
-    Operations that are not listed are exactly LRP-0 as they are: additions, pooling, reshapes,
-    ReLU and other activations. Printing shows a table.
+    Printing shows a table; ``pandas.DataFrame(plan.rows)`` makes a data frame. Operations that
+    nothing of the input takes part in are not listed.
     """
 
     rows: tuple[PlannedOperation, ...]
+
+    @property
+    def layers(self) -> tuple[PlannedOperation, ...]:
+        """The operations with a rule and a stabilizer."""
+        return tuple(row for row in self.rows if row.stabilizer)
 
     @property
     def fallbacks(self) -> tuple[PlannedOperation, ...]:
@@ -46,7 +59,7 @@ class Plan:
     def __str__(self) -> str:
         """Return the rows as a table."""
         header = tuple(PlannedOperation.__dataclass_fields__)
-        table = [header, *(tuple(map(str, asdict(row).values())) for row in self.rows)]
+        table = [header, *(tuple(map(str, vars(row).values())) for row in self.rows)]
         widths = [max(len(line[column]) for line in table) for column in range(len(header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -61,6 +74,7 @@ def plan(
     rules: Rules = None,
     additional_forward_args: Any = None,
     *,
+    attention: Attention = "attnlrp",
     merge_batch_norm: bool = True,
 ) -> Plan:
     """Return what each operation of ``model`` will get, from one forward pass.
@@ -70,6 +84,7 @@ def plan(
         inputs: A tensor ``(N, ...)`` or a tuple of them.
         rules: A name_map, a preset, or None for the rules set on the modules.
         additional_forward_args: Further arguments of the model.
+        attention: ``"attnlrp"`` or ``"cp"``.
         merge_batch_norm: Treat batch norm after a linear layer as one layer with it.
 
     Raises:
@@ -86,29 +101,41 @@ def plan(
         >>> for row in plan(model, torch.ones(1, 4), presets.zero()).rows:
         ...     print(row.index, row.name, row.type, row.rule)
         0 0 Linear ZeroRule
-        1 2 Linear ZeroRule
+        1 1 ReLU passed
+        2 2 Linear ZeroRule
     """
-    by_name = rules_on(model) if rules is None else rules_of(model, rules)
-    operations = operations_of(
-        model, inputs, additional_forward_args, rules=by_name, merge_batch_norm=merge_batch_norm
-    )
-    return Plan(tuple(_row(i, operation, by_name) for i, operation in enumerate(operations)))
+    rule_set = rule_set_of(model, rules, attention=attention, merge_batch_norm=merge_batch_norm)
+    operations = operations_of(model, inputs, additional_forward_args, rule_set)
+    return Plan(tuple(_row(i, operation, rule_set) for i, operation in enumerate(operations)))
 
 
-def _row(index: int, operation: Operation, chosen: dict[str, Any]) -> PlannedOperation:
+def _row(index: int, operation: Operation, rule_set: RuleSet) -> PlannedOperation:
     rule = operation.rule
-    described = "" if rule is None else repr(rule).partition("(")[0]  # captum.GammaRule too
-    if rule is not None and operation.name not in chosen:
-        described += " (default)"
     batch_norm = operation.batch_norm
-    if batch_norm in chosen:
-        batch_norm += f" (its {type(chosen[batch_norm]).__name__} has no effect)"
+    if batch_norm in rule_set.named:
+        batch_norm += f" (its {_kind(rule_set.named[batch_norm])} has no effect)"
     return PlannedOperation(
         index,
         operation.name,
         operation.kind,
-        described,
-        "" if rule is None else repr(rule.stabilizer),
+        operation.shape,
+        _described(operation, rule_set),
+        "" if rule is None or not operation.reached else repr(rule.stabilizer),
         batch_norm,
-        operation.fallback,
+        operation.fallback if operation.reached else "",
     )
+
+
+def _described(operation: Operation, rule_set: RuleSet) -> str:
+    rule = operation.rule
+    if not operation.reached:
+        named = rule_set.named.get(operation.name)
+        return "constant" if named is None else f"constant (its {_kind(named)} has no effect)"
+    if rule is None:
+        return "gradient" if operation.fallback else operation.treatment
+    return f"{_kind(rule)} (default)" if rule is rule_set.default else _kind(rule)
+
+
+def _kind(rule: Rule) -> str:
+    """Return the name of a rule's class, for Captum's own as ``captum.GammaRule``."""
+    return repr(rule).partition("(")[0]

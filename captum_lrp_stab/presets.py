@@ -1,7 +1,7 @@
 """Rule maps with a name: zennit's composites, and the four-part map of the LRP tutorial.
 
 A preset is given to :class:`captum_lrp_stab.LRP` as it is, or called with a model to get a name_map
-that one can print and edit.
+that one can print and edit. Functional layers get the rule of the module they stand for.
 
 Example:
     >>> from torch import nn
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from captum_lrp_stab import types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleMapError
-from captum_lrp_stab.mapping import NameMap, leaf_modules
+from captum_lrp_stab.layer_filter import layers_of
+from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.rules import (
     AlphaBetaRule,
     EpsilonRule,
@@ -33,26 +34,44 @@ from captum_lrp_stab.rules import (
 )
 
 Choice = tuple[type[Rule], dict[str, Any]]
+Layers = list[tuple[str, type[nn.Module]]]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named map from any model to a name_map."""
+    """A named map from any model to a name_map.
+
+    Args:
+        name: What it is called.
+        build: From the names and types of a model's layers to a name_map.
+        by_type: The rule of a functional layer, which no name_map made without inputs can name:
+            from the type of the layer (``nn.Conv2d`` for ``F.conv2d``), and whether it reads the
+            model's input, to a rule class and its parameters, or None for LRP-0.
+    """
 
     name: str
-    build: Callable[[nn.Module], NameMap]
+    build: Callable[[Layers], NameMap]
+    by_type: Callable[[type[nn.Module], bool], Choice | None]
 
-    def __call__(self, model: nn.Module) -> NameMap:
+    def __call__(
+        self, model: nn.Module, inputs: Any = None, additional_forward_args: Any = None
+    ) -> NameMap:
         """Return the name_map for ``model``.
+
+        Args:
+            model: The model; its leaf modules get a rule.
+            inputs: With inputs, functional layers are named too, in order of execution.
+            additional_forward_args: Further arguments of the model.
 
         Raises:
             RuleMapError: The model has no layer the preset gives a rule to.
         """
-        name_map = self.build(model)
+        name_map = self.build(layers_of(model, inputs, additional_forward_args))
         if not name_map:
             raise RuleMapError(
                 f"preset {self.name} finds no linear layer or convolution in "
-                f"{type(model).__name__}; give a name_map"
+                f"{type(model).__name__}; give inputs too if its layers are functional calls, or "
+                "a name_map"
             )
         return [(names, rule, dict(parameters)) for names, rule, parameters in name_map]
 
@@ -114,7 +133,8 @@ def lrp_tutorial(
 
     Of the linear layers and convolutions, the first gets zB, those up to 7/16 of the depth gamma,
     up to 13/16 epsilon, and the rest zero. On VGG16 this is the map by leaf index 0, 1-16, 17-30
-    and 31-38. Average pools get the rule of the depth they stand at.
+    and 31-38. Average pools get the rule of the depth they stand at. Functional layers whose depth
+    is not known get the epsilon rule; call the preset with inputs to have them counted.
 
     Args:
         low: Smallest possible input, see :class:`captum_lrp_stab.ZBoxRule`.
@@ -131,24 +151,26 @@ def lrp_tutorial(
         (ZeroRule, {}),
     ]
 
-    def build(model: nn.Module) -> NameMap:
-        leaves = [
-            (name, module)
-            for name, module in leaf_modules(model)
-            if isinstance(module, types.Linear + types.AvgPool)
-        ]
-        total = sum(isinstance(module, types.Linear) for _, module in leaves)
-        names: list[list[str]] = [[], [], [], []]
+    def build(layers: Layers) -> NameMap:
+        bearing = [layer for layer in layers if issubclass(layer[1], types.Linear + types.AvgPool)]
+        total = sum(issubclass(kind, types.Linear) for _, kind in bearing)
+        parts: list[list[str]] = [[], [], [], []]
         passed = 0
-        for name, module in leaves:
+        for name, kind in bearing:
             part = 1 if 16 * passed < 7 * total else 2 if 16 * passed < 13 * total else 3
-            if isinstance(module, types.Linear):
+            if issubclass(kind, types.Linear):
                 part = 0 if passed == 0 else part
                 passed += 1
-            names[part].append(name)
-        return [(n, *choice) for n, choice in zip(names, choices, strict=True) if n]
+            parts[part].append(name)
+        named = [list(dict.fromkeys(names)) for names in parts]
+        return [(n, *choice) for n, choice in zip(named, choices, strict=True) if n]
 
-    return Preset("lrp_tutorial", build)
+    def by_type(kind: type[nn.Module], reads_input: bool) -> Choice | None:
+        if not issubclass(kind, types.Linear + types.AvgPool):
+            return None
+        return choices[0] if reads_input and issubclass(kind, types.Linear) else choices[2]
+
+    return Preset("lrp_tutorial", build, by_type)
 
 
 def _convolutional(convolution: Choice, epsilon: float) -> list[tuple[tuple[Any, ...], Choice]]:
@@ -164,21 +186,22 @@ def _by_type(
     table: list[tuple[tuple[Any, ...], Choice]],
     first: tuple[tuple[Any, ...], Choice] | None = None,
 ) -> Preset:
-    """Return a preset that chooses by module type, with a rule of its own for the first layer."""
+    """Return a preset that chooses by the type of layer, with another rule for the first one."""
 
-    def build(model: nn.Module) -> NameMap:
-        rows: list[tuple[list[str], Choice]] = [([], choice) for _, choice in table]
-        special: list[str] = []
-        for leaf, module in leaf_modules(model):
-            if first is not None and not special and isinstance(module, first[0]):
-                special.append(leaf)
-                continue
-            for (names, _), (wanted, _) in zip(rows, table, strict=True):
-                if isinstance(module, wanted):
-                    names.append(leaf)
-                    break
-        if first is not None:
-            rows.insert(0, (special, first[1]))
-        return [(names, *choice) for names, choice in rows if names]
+    def by_type(kind: type[nn.Module], is_first: bool) -> Choice | None:
+        rows = [first, *table] if first is not None and is_first else table
+        return next((choice for wanted, choice in rows if issubclass(kind, wanted)), None)
 
-    return Preset(name, build)
+    def build(layers: Layers) -> NameMap:
+        firsts = () if first is None else first[0]
+        special = next((layer for layer, kind in layers if issubclass(kind, firsts)), None)
+        named: dict[int, list[str]] = {}
+        order = [] if first is None else [first[1]]
+        order += [choice for _, choice in table]
+        for layer, kind in dict(layers).items():
+            choice = by_type(kind, layer == special)
+            if choice is not None:
+                named.setdefault(id(choice), []).append(layer)
+        return [(named[id(choice)], *choice) for choice in order if id(choice) in named]
+
+    return Preset(name, build, by_type)

@@ -4,7 +4,7 @@
 form as an argument.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,9 @@ from captum._utils.common import (
 from torch import Tensor, nn
 
 from captum_lrp_stab import checks, operations
-from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm, Probe
-from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.trace import Trace
 
@@ -45,9 +44,7 @@ def propagate(
     target: Any = None,
     additional_forward_args: Any = None,
     *,
-    rules: Mapping[str, Rule],
-    default: Rule | None = None,
-    merge_batch_norm: bool = True,
+    rule_set: RuleSet,
     strict: bool = False,
     probes: tuple[Probe, ...] = (),
     trace: Trace | None = None,
@@ -60,9 +57,7 @@ def propagate(
         inputs: A tensor ``(N, ...)`` or a tuple of them, floating point.
         target: Captum's target forms.
         additional_forward_args: As in Captum.
-        rules: Rule by layer name.
-        default: Rule of linear layers and convolutions without one; None for ``EpsilonRule()``.
-        merge_batch_norm: Treat batch norm after a linear layer as one layer with it.
+        rule_set: The rule of each operation.
         strict: Refuse operations that would get their plain gradient.
         probes: Layers whose relevance is wanted too.
         trace: Records non-finite values layer by layer.
@@ -76,7 +71,7 @@ def propagate(
     checks.check_model(model)
     xs = _as_tuple(inputs)
     checks.check_inputs(xs)
-    mode = form(model, rules, default or EpsilonRule(), merge_batch_norm)
+    mode = form(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
         output = _forward(mode, model, xs, additional_forward_args, probes, trace)
         if strict:
@@ -87,12 +82,7 @@ def propagate(
 
 
 def operations_of(
-    model: nn.Module,
-    inputs: Any,
-    additional_forward_args: Any = None,
-    *,
-    rules: Mapping[str, Rule],
-    merge_batch_norm: bool = True,
+    model: nn.Module, inputs: Any, additional_forward_args: Any, rule_set: RuleSet
 ) -> list[Operation]:
     """Return what each operation of the model gets, from a forward pass alone.
 
@@ -103,9 +93,9 @@ def operations_of(
     checks.check_model(model)
     xs = _as_tuple(inputs)
     checks.check_inputs(xs)
-    mode = GradientForm(model, rules, EpsilonRule(), merge_batch_norm)
+    mode = GradientForm(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
-        output = _forward(mode, model, xs, additional_forward_args, (), None)
+        output = _forward(mode, model, xs, additional_forward_args, whole=True)
     return mode.operations + _hidden_fallbacks(output)
 
 
@@ -130,32 +120,38 @@ def _forward(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     additional_forward_args: Any,
-    probes: tuple[Probe, ...],
-    trace: Trace | None,
+    probes: tuple[Probe, ...] = (),
+    trace: Trace | None = None,
+    whole: bool = False,
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
     extra = [_usable(argument) for argument in extra]
     stand_ins = mode.prepare(inputs, probes, trace)
     try:
-        with mode.watch(), torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
+        watch = mode.places.watch(mode.on_input, mode.on_output)
+        with watch, torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
             output = model(*stand_ins, *extra)
     except RuntimeError as error:
         if str(error) == _CHECKPOINT:
             raise ModelError(_CHECKPOINT) from error
         raise
     mode.refuse_unserved()
+    mode.settle(output, whole)
     return output
 
 
 def _usable(value: Any) -> Any:
-    """Return a copy of a tensor made in inference mode, which autograd refuses to save."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+    """Return a tensor without a graph, copied if made in inference mode: autograd cannot save it.
+
+    With a graph of the caller's it would be taken for data that relevance flows to.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def _hidden_fallbacks(output: Any) -> list[Operation]:
     """Return the custom autograd functions of the pass, which get the backward they bring."""
-    if not isinstance(output, Tensor):
-        return []
     return [
         Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
         for function in operations.custom_functions(output)
@@ -163,7 +159,7 @@ def _hidden_fallbacks(output: Any) -> list[Operation]:
 
 
 def _refuse_fallbacks(planned: list[Operation]) -> None:
-    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback]
+    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback and o.reached]
     if fallbacks:
         more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
         raise FallbackError(

@@ -1,6 +1,8 @@
-"""One use of a layer in a forward pass: what it got, and what its backward pass needs."""
+"""Operations of a forward pass, and what the backward pass of a rule-bearing layer needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +17,18 @@ class Operation:
     name: str
     kind: str
     rule: Rule | None = None
+    treatment: str = ""  # what relevance does here, where there is no rule
+    shape: tuple[int, ...] = ()  # of the first output
     batch_norm: str = ""  # name of the batch norm merged into it
     fallback: str = ""  # why it gets its plain gradient
+    reached: bool = True  # whether relevance comes here: not so where a gate is held constant
+    nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
+
+    def note(self, outputs: Sequence[Tensor], in_place: bool) -> None:
+        """Remember the shape and the graph's nodes of what came out."""
+        self.shape = tuple(outputs[0].shape)
+        if not (in_place and outputs[0]._is_view()):  # there the graph is rewritten: reached
+            self.nodes = tuple(t.grad_fn for t in outputs)
 
 
 @dataclass(eq=False)

@@ -39,6 +39,12 @@ class Trace:
         """Note a layer's input and output."""
         self._note(operation, "forward", x, z)
 
+    def forget(self, operation: Operation) -> None:
+        """Drop the last record of a layer: it is one layer with a batch norm, noted next."""
+        notes = [i for i, layer in enumerate(self.layers) if layer.name == operation.name]
+        if notes:
+            del self.layers[notes[-1]]
+
     def backward(self, operation: Operation, upstream: Tensor, downstream: Tensor) -> None:
         """Note what a layer was handed and what it hands down."""
         self._note(operation, "backward", upstream, downstream)

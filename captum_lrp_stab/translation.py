@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from captum_lrp_stab import checks, mapping, types
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
-from captum_lrp_stab.errors import RuleError, RuleMapError
+from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Group, Term
+from captum_lrp_stab.layer_filter import layers_of
+from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.presets import Choice, Preset
+from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.rules import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import Signed
 
@@ -22,19 +26,42 @@ _NEEDS_NO_RULE = types.Activation + types.Dropout + types.MaxPool + types.Reshap
 Rules = NameMap | Callable[[nn.Module], NameMap] | None
 
 
-def rules_of(model: nn.Module, rules: Rules) -> dict[str, Rule]:
-    """Return the rules of a name_map, or of a preset, by layer name.
+def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
+    """Return the rule of each operation.
+
+    Args:
+        model: The model.
+        rules: A name_map, a preset or a callable from the model to a name_map; None takes the
+            rules set on the modules.
+        **options: Of :class:`~captum_lrp_stab.rule_set.RuleSet`.
 
     Raises:
         ModelError: The model is scripted or quantized.
         RuleMapError: ``rules`` does not fit the model.
+        RuleError: ``module.rule`` is no propagation rule, or cannot be translated; or an option
+            has no meaning.
     """
     checks.check_kind(model)  # before the names of the layers, which a scripted model hides
-    if callable(rules):
-        rules = rules(model)
     if rules is None:
-        raise RuleMapError("rules is None; give a name_map or a preset such as presets.epsilon()")
-    return _translated(model, mapping.build_rules(model, rules))
+        return RuleSet(rules_on(model), **options)
+    if isinstance(rules, Preset):
+        name_map = rules.build(layers_of(model))  # empty where every layer is a functional call
+        options = {"by_type": _fresh(rules.by_type)} | options
+    else:
+        name_map = rules(model) if callable(rules) else rules
+    return RuleSet(_translated(model, mapping.build_rules(model, name_map)), **options)
+
+
+def _fresh(
+    choose: Callable[[type[nn.Module], bool], Choice | None],
+) -> Callable[[type[nn.Module], bool], Rule | None]:
+    """Return a function that makes a new rule of a preset's choice in each call."""
+
+    def make(kind: type[nn.Module], reads_input: bool) -> Rule | None:
+        choice = choose(kind, reads_input)
+        return None if choice is None else choice[0](**choice[1])
+
+    return make
 
 
 def rules_on(model: nn.Module) -> dict[str, Rule]:
@@ -45,7 +72,7 @@ def rules_on(model: nn.Module) -> dict[str, Rule]:
         RuleMapError: A rule does not fit its layer.
     """
     found: dict[str, PropagationRule] = {}
-    for name, module in mapping.leaf_modules(model):
+    for name, module in leaf_modules(model):
         rule = getattr(module, "rule", None)
         if rule is None or isinstance(rule, RoutingRule):  # set by attach_rules, for stock Captum
             continue
@@ -61,7 +88,8 @@ def rules_on(model: nn.Module) -> dict[str, Rule]:
 
 def _translated(model: nn.Module, rules: dict[str, PropagationRule]) -> dict[str, Rule]:
     """Return rules of this package; Captum's own on layers that need none have no effect."""
-    modules = {name: model.get_submodule(name) for name in rules}
+    known = dict(model.named_modules(remove_duplicate=False))
+    modules = {name: known.get(name, model) for name in rules}
     return {
         name: translate(rule, name, modules[name])
         for name, rule in rules.items()

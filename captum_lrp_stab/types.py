@@ -71,3 +71,20 @@ Reshape: tuple[type[nn.Module], ...] = (
 
 RuleBearing = Linear + AvgPool + BatchNorm
 """Layers that divide relevance by a pre-activation, and so take a rule and a stabilizer."""
+
+
+_BY_NAME = {
+    name.lower(): kind
+    for name, kind in vars(nn).items()
+    if isinstance(kind, type) and issubclass(kind, nn.Module)
+} | {"batchnorm": _BatchNorm}
+
+
+def of_function(kind: str) -> type[nn.Module] | None:
+    """Return the type of layer that calls a torch function, None if there is none.
+
+    Example:
+        >>> of_function("conv_transpose2d").__name__, of_function("relu").__name__
+        ('ConvTranspose2d', 'ReLU')
+    """
+    return _BY_NAME.get(kind.replace("_", ""))

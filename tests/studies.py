@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import ZeroRule
 from captum_lrp_stab.forms import form_of
 from captum_lrp_stab.propagation import Propagation, propagate
+from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Identity
 from captum_lrp_stab.zoo import Classifier, Preprocessing
 
@@ -29,8 +30,8 @@ def run(
 ) -> Propagation:
     """Propagate under one stabilizer, LRP-0 where ``rules`` names no rule."""
     chosen = form_of(form, stabilizer)
-    default = ZeroRule(stabilizer)
-    return propagate(model, x, target, rules=rules or {}, default=default, form=chosen, **options)
+    rule_set = RuleSet(rules or {}, ZeroRule(stabilizer))
+    return propagate(model, x, target, rule_set=rule_set, form=chosen, **options)
 
 
 def random_input(*shape: int) -> Tensor:

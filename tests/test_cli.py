@@ -177,12 +177,13 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
     failed(result, "resnet18-f37072fd.pth", "--weights", "--weights none")
 
 
-def test_a_model_the_form_cannot_serve(out: Path) -> None:
+def test_a_model_with_gates_in_relevance_form(out: Path) -> None:
     result = command(
         *("investigate", "--model", "mobilenet_v3_small", "--weights", "none"),
-        *("--form", "relevance", "--out", out),
+        *("--form", "relevance", "--stabilizer", "signed", "--out", out),
     )
-    failed(result, "has no rule in relevance form", "use the gradient form")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "report.json").read_text())["fallbacks"] == []
 
 
 def test_a_folder_that_cannot_be_made_is_found_at_once(tmp_path: Path) -> None:

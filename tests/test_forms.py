@@ -20,7 +20,7 @@ from captum_lrp_stab.investigation import with_stabilizer
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.stabilizers import Signed
 from captum_lrp_stab.trace import Trace
-from captum_lrp_stab.translation import rules_of
+from captum_lrp_stab.translation import rule_set_of
 
 DATA = Path(__file__).parents[1] / "data"
 OTHERS = ("relevance", "modified-forward")
@@ -60,7 +60,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_relevance_form_is_the_gradient_form(network: nn.Module, preset: Preset) -> None:
     stabilizer = stabilizers.RoundingAware()  # leaves every denominator but noise alone
-    rules = rules_of(network, with_stabilizer(preset(network), stabilizer))
+    rules = rule_set_of(network, with_stabilizer(preset(network), stabilizer)).named
     x = random_input(2, 3, 32, 32)
     expected = run(network, x, "gradient", rules, stabilizer)
     done = run(network, x, "relevance", rules, stabilizer)
@@ -75,7 +75,7 @@ def test_modified_forward_is_the_gradient_form(network: nn.Module, preset: Prese
     stabilizer = Signed(1e-12)
     small = with_stabilizer(preset(network), stabilizer)
     small = [(n, r, p | ({"epsilon": 0.0} if r is EpsilonRule else {})) for n, r, p in small]
-    rules = rules_of(network, small)
+    rules = rule_set_of(network, small).named
     x = random_input(2, 3, 32, 32)
     expected = run(network, x, "gradient", rules)
     done = run(network, x, "modified-forward", rules)

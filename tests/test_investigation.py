@@ -148,7 +148,7 @@ def test_operations_without_a_rule_are_reported() -> None:
         picture(),
         names=["signed"],
     )
-    assert found.fallbacks == ("1.sigmoid_0 (sigmoid: no LRP rule is known for this operation)",)
+    assert found.fallbacks == ("1 (Sigmoid: no LRP rule is known for this operation)",)
     assert "plain gradient" in report.to_markdown(found, "x")
 
 

@@ -108,7 +108,7 @@ def test_functional_and_module_spelling_agree() -> None:
 
     expected = LRP(modules).attribute(IMAGES, target=2)
     assert relative_error(LRP(Functional()).attribute(IMAGES, target=2), expected) <= 1e-12
-    rows = plan(Functional(), IMAGES).rows
+    rows = plan(Functional(), IMAGES).layers
     assert [row.name for row in rows] == ["conv2d_0", "conv2d_1", "conv2d_2"]
 
 

@@ -1,7 +1,8 @@
-"""The plan: one row for each operation with a rule, or without a known one."""
+"""The plan: one row for each operation."""
 
 import json
 
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,13 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from captum_lrp_stab import LRP, LayerLRP, attach_rules, plan, presets
-from captum_lrp_stab.errors import FallbackError, InputError, ModelError, RuleMapError
+from captum_lrp_stab.errors import (
+    FallbackError,
+    InputError,
+    ModelError,
+    RuleError,
+    RuleMapError,
+)
 from captum_lrp_stab.planning import Plan, PlannedOperation
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZeroRule
 from captum_lrp_stab.stabilizers import Clip, Identity, Signed
@@ -18,9 +25,9 @@ from captum_lrp_stab.stabilizers import Clip, Identity, Signed
 DEFAULT = {"stabilizer": repr(Identity()), "rule": "EpsilonRule (default)"}
 
 
-def row(index: int, name: str, kind: str, **others: str) -> PlannedOperation:
+def row(index: int, name: str, kind: str, shape: tuple[int, ...], **others) -> PlannedOperation:
     empty = {"rule": "", "stabilizer": "", "batch_norm": "", "fallback": ""}
-    return PlannedOperation(index=index, name=name, type=kind, **(empty | others))
+    return PlannedOperation(index=index, name=name, type=kind, shape=shape, **(empty | others))
 
 
 def image_net() -> nn.Module:
@@ -48,18 +55,23 @@ MAP = [
 
 def test_rows_are_the_operations_in_order() -> None:
     zero = {"rule": "ZeroRule", "stabilizer": repr(Signed(1e-3))}
+    gamma = {"rule": "GammaRule", "stabilizer": repr(Clip(0.1))}
     assert plan(image_net(), IMAGE, MAP).rows == (
-        row(0, "0", "Conv2d", rule="GammaRule", stabilizer=repr(Clip(0.1)), batch_norm="1"),
-        row(1, "3", "AvgPool2d", rule="EpsilonRule", stabilizer=repr(Identity())),
-        row(2, "5", "Linear", batch_norm="6", **zero),
-        row(3, "8", "BatchNorm1d", **zero),  # it follows a ReLU, and merges with nothing
-        row(4, "9", "Linear", **DEFAULT),
+        row(0, "0", "Conv2d", (2, 4, 6, 6), **gamma, batch_norm="1"),
+        row(1, "2", "ReLU", (2, 4, 6, 6), rule="passed"),
+        row(2, "3", "AvgPool2d", (2, 4, 3, 3), rule="EpsilonRule", stabilizer=repr(Identity())),
+        row(3, "4", "Flatten", (2, 36), rule="moved"),
+        row(4, "5", "Linear", (2, 5), batch_norm="6", **zero),
+        row(5, "7", "ReLU", (2, 5), rule="passed"),
+        row(6, "8", "BatchNorm1d", (2, 5), **zero),  # it follows a ReLU, and merges with nothing
+        row(7, "9", "Linear", (2, 2), **DEFAULT),
     )
 
 
 def test_batch_norm_stays_apart_if_asked_to() -> None:
     rows = plan(image_net(), IMAGE, MAP, merge_batch_norm=False).rows
-    assert [r.name for r in rows] == ["0", "3", "5", "8", "9"]  # a bare batch norm is LRP-0
+    assert [r.name for r in rows] == [str(i) for i in range(10)]
+    assert [rows[i].rule for i in (1, 6)] == ["LRP-0", "LRP-0"]  # a bare batch norm
     assert not any(r.batch_norm for r in rows)
 
 
@@ -68,7 +80,7 @@ def test_rules_on_the_modules_are_planned() -> None:
     model[0].rule = GammaRule(0.5)
     model[9].rule = captum_rules.GammaRule()
     model[2].rule = captum_rules.EpsilonRule()  # on a ReLU it has no effect, in Captum either
-    rows = plan(model, IMAGE).rows
+    rows = plan(model, IMAGE).layers
     assert [(r.name, r.rule) for r in rows] == [
         ("0", "GammaRule"),
         ("5", "EpsilonRule (default)"),
@@ -80,13 +92,24 @@ def test_rules_attached_for_stock_captum_are_planned() -> None:
     model = image_net()
     with attach_rules(model, MAP):
         attached = plan(model, IMAGE)
-    assert [r.rule for r in attached.rows[:4]] == [r.rule for r in plan(model, IMAGE, MAP).rows[:4]]
-    assert attached.rows[4] == row(4, "9", "Linear", **DEFAULT | {"rule": "EpsilonRule"})
+    assert attached.rows[1:4] == plan(model, IMAGE, MAP).rows[1:4]
+    assert attached.rows[0].rule == "GammaRule"
+    assert attached.rows[0].batch_norm == "1 (its EpsilonRule has no effect)"
+    assert attached.rows[7] == row(7, "9", "Linear", (2, 2), **DEFAULT | {"rule": "EpsilonRule"})
 
 
 def test_preset_is_planned_on_a_residual_network() -> None:
-    rows = plan(resnet18().eval(), torch.zeros(1, 3, 32, 32), presets.epsilon_plus()).rows
-    assert [r.index for r in rows] == list(range(22))
+    planned = plan(resnet18().eval(), torch.zeros(1, 3, 32, 32), presets.epsilon_plus())
+    rows = planned.layers
+    assert len(rows) == 22
+    others = [r for r in planned.rows if r not in rows]
+    assert {(r.type, r.rule) for r in others} == {
+        ("ReLU", "passed"),
+        ("MaxPool2d", "moved"),
+        ("add", "LRP-0"),
+        ("flatten", "moved"),
+    }
+    assert [r.name for r in others if r.type == "add"][:2] == ["layer1.0.add_0", "layer1.1.add_0"]
     by_name = {r.name: r for r in rows}
     assert by_name["conv1"].batch_norm == "bn1"
     assert by_name["layer2.0.downsample.0"].batch_norm == "layer2.0.downsample.1"
@@ -115,34 +138,45 @@ class Model(nn.Module):
         self.block = Attention()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block(x) / x.sum()
+        return (self.block(x) / x.sum()).reciprocal()
 
 
 TOKENS = torch.ones(2, 3, 4)
 UNKNOWN = "no LRP rule is known for this operation"
-PRODUCT = "a product of values that both depend on the input"
 FALLBACKS = {
-    "block.norm.layer_norm_0": ("layer_norm", UNKNOWN),
-    "block.matmul_0": ("matmul", PRODUCT),
-    "block.softmax_0": ("softmax", UNKNOWN),
-    "block.matmul_1": ("matmul", PRODUCT),
     "block.exp_0": ("exp", UNKNOWN),
-    "div_0": ("div", "a division by a value that depends on the input"),
+    "reciprocal_0": ("reciprocal", UNKNOWN),
 }
 
 
 def test_fallbacks_and_functional_operations_are_named() -> None:
     planned = plan(Model(), TOKENS)
-    fallbacks = {r.name: (r.type, r.fallback) for r in planned.fallbacks}
-    assert fallbacks == FALLBACKS
-    assert not any(r.rule for r in planned.fallbacks)
-    others = [(r.name, r.type, r.rule) for r in planned.rows if not r.fallback]
+    assert {r.name: (r.type, r.fallback) for r in planned.fallbacks} == FALLBACKS
     default = DEFAULT["rule"]
-    assert others == [
+    assert [(r.name, r.type, r.rule) for r in planned.rows] == [
+        ("block.norm", "LayerNorm", "statistics held constant"),
         ("block.project", "Linear", default),
+        ("block.mT_0", "mT", "moved"),
+        ("block.matmul_0", "matmul", "1/2 to each factor"),
+        ("block.softmax_0", "softmax", "softmax by its gradient"),
         ("block.project", "Linear", default),
+        ("block.matmul_1", "matmul", "1/2 to each factor"),
+        ("block.add_0", "add", "LRP-0"),
+        ("block.exp_0", "exp", "gradient"),
         ("block.linear_0", "linear", default),
+        ("block.sum_0", "sum", "LRP-0"),
+        ("sum_0", "sum", "constant"),
+        ("div_0", "div", "divisor held constant"),
+        ("reciprocal_0", "reciprocal", "gradient"),
     ]
+
+
+def test_attention_weights_held_constant_are_planned() -> None:
+    rows = {r.name: r.rule for r in plan(Model(), TOKENS, attention="cp").rows}
+    assert rows["block.matmul_0"] == rows["block.softmax_0"] == "constant"
+    assert rows["block.matmul_1"] == "gate held constant"
+    with pytest.raises(RuleError, match="attention is 'rollout'; give 'attnlrp' or 'cp'"):
+        plan(Model(), TOKENS, attention="rollout")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +187,10 @@ def test_strict_names_the_operation(explainer) -> None:
     with pytest.raises(FallbackError) as raised:
         explainer(model, strict=True).attribute(TOKENS, target=1)
     message = str(raised.value)
-    assert message.startswith("6 operations would get their plain gradient: ")
-    for name, (kind, reason) in list(FALLBACKS.items())[:5]:
+    assert message.startswith("2 operations would get their plain gradient: ")
+    for name, (kind, reason) in FALLBACKS.items():
         assert f"{name} ({kind}: {reason})" in message
-    assert message.endswith("and 1 more; leave out strict=True to allow it")
+    assert message.endswith("; leave out strict=True to allow it")
     assert explainer(model).attribute(TOKENS, target=1).isfinite().all()
 
 
@@ -167,7 +201,10 @@ def test_strict_allows_what_is_exact() -> None:
 
 def test_json_and_text_tell_the_same() -> None:
     planned = plan(image_net(), IMAGE, MAP)
-    assert [PlannedOperation(**entry) for entry in json.loads(planned.to_json())] == [*planned.rows]
+    entries = json.loads(planned.to_json())
+    for entry in entries:
+        entry["shape"] = tuple(entry["shape"])
+    assert [PlannedOperation(**entry) for entry in entries] == [*planned.rows]
     header, *lines = str(planned).splitlines()
     columns = [*PlannedOperation.__dataclass_fields__]
     assert header.split() == columns == str(Plan(())).split()
@@ -207,8 +244,12 @@ class Scaled(nn.Module):
 
 
 def test_further_arguments_of_the_model() -> None:
-    rows = plan(Scaled(), torch.ones(2, 4), additional_forward_args=torch.ones(4)).rows
-    assert rows == (row(0, "linear_0", "linear", **DEFAULT),)
+    factor = torch.ones(4, requires_grad=True) * 2  # with a graph of its own: no data all the same
+    rows = plan(Scaled(), torch.ones(2, 4), additional_forward_args=factor).rows
+    assert rows == (
+        row(0, "mul_0", "mul", (2, 4), rule="LRP-0"),
+        row(1, "linear_0", "linear", (2, 2), **DEFAULT),
+    )
 
 
 class Swish(torch.autograd.Function):
@@ -239,6 +280,13 @@ def test_custom_autograd_functions_are_listed_and_refused() -> None:
     assert (fallback.name, fallback.type) == ("Swish", "autograd.Function")
     with pytest.raises(FallbackError, match="Swish"):
         LRP(model, strict=True).attribute(x, target=0)
+
+
+def test_a_plan_makes_a_data_frame() -> None:
+    frame = pandas.DataFrame(plan(image_net(), IMAGE, MAP).rows)
+    assert list(frame.columns) == [*PlannedOperation.__dataclass_fields__]
+    assert frame["shape"][0] == (2, 4, 6, 6)
+    assert (frame["rule"] == "passed").sum() == 2
 
 
 def test_a_rule_of_a_merged_batch_norm_is_said_to_have_no_effect() -> None:

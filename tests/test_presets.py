@@ -8,6 +8,7 @@ import pytest
 import torch
 import zennit.composites
 from captum.attr._utils.lrp_rules import PropagationRule
+from networks import gradient_x_input
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, vgg16, vgg16_bn
 
@@ -184,10 +185,11 @@ def test_tutorial_takes_its_parameters_and_goes_by_depth() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_model_without_linear_layers(name) -> None:
     model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
-    message = f"preset {name} finds no linear layer or convolution in Sequential; give a name_map"
-    for use in (lambda: make(name)(model), lambda: LRP(model, make(name))):
-        with pytest.raises(RuleMapError, match=message):
-            use()
+    with pytest.raises(RuleMapError, match=f"preset {name} finds no linear layer or convolution"):
+        make(name)(model)
+    x = torch.randn(2, 3, 4, 4)
+    relevance = LRP(model, make(name)).attribute(x, target=1)  # LRP-0: there is nothing else
+    assert torch.equal(relevance, gradient_x_input(model, x, 1))
 
 
 @pytest.mark.parametrize("name", PRESETS)

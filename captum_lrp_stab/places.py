@@ -1,0 +1,117 @@
+"""Which module of a model is running, and what the operations of a forward pass are called.
+
+A leaf module's own operation has the module's name. Any other operation is called
+``module.kind_n``: the n-th of its kind that the module called in one run of its forward, not
+counting what its children call. Names are therefore the same in every pass, and a module that runs
+twice gives the same names twice.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from captum_lrp_stab import activations, describe, operations, types
+from captum_lrp_stab.leaves import leaf_modules
+
+Hook = Callable[[str, Any], Any]
+"""From a module's name and what goes into or comes out of it to what takes its place, or None."""
+
+
+class Places:
+    """Where a forward pass is.
+
+    Args:
+        model: The model; it carries hooks only while :meth:`watch` is entered.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.entered: set[str] = set()
+        self._leaves = {name for name, _ in leaf_modules(model)}
+        self._frames: list[tuple[str, Counter[str]]] = [("", Counter())]
+        self._thread = threading.get_ident()
+
+    @contextmanager
+    def watch(self, on_input: Hook, on_output: Hook) -> Iterator[None]:
+        """Follow which module is running, by hooks that are removed on exit."""
+        handles = []
+        try:
+            for name, module in self.modules.items():
+                before, after = self._entering(name, on_input), self._leaving(name, on_output)
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str, on_input: Hook) -> Callable[[nn.Module, Any], Any]:
+        def hook(module: nn.Module, inputs: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return None
+            self._frames.append((name, Counter()))
+            self.entered.add(name)
+            return on_input(name, inputs)
+
+        return hook
+
+    def _leaving(self, name: str, on_output: Hook) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return None
+            while len(self._frames) > 1 and self._frames.pop()[0] != name:
+                pass
+            return on_output(name, output)
+
+        return hook
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Count what runs as the module's, whose parameters are used without calling it."""
+        self._frames.append((name, Counter()))
+        self.entered.add(name)
+        yield
+        self._frames.pop()
+
+    @property
+    def current(self) -> str:
+        """The name of the module that is running."""
+        return self._frames[-1][0]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is running."""
+        running: nn.Module = self.modules[self.current]
+        return running
+
+    def of(self, func: Callable[..., Any], has_rule: bool = False) -> tuple[str, str]:
+        """Return the name and kind of an operation.
+
+        Args:
+            func: The torch function that is called.
+            has_rule: Whether the module that is running has a rule, for all it computes.
+        """
+        current, counts = self._frames[-1]
+        module = self.modules[current]
+        if current in self._leaves and (has_rule or _is_own(module, func)):
+            return current, type(module).__name__
+        kind = operations.canonical_name(func)
+        while True:
+            name = f"{current}.{kind}_{counts[kind]}" if current else f"{kind}_{counts[kind]}"
+            counts[kind] += 1
+            if name not in self.modules:
+                return name, kind
+
+
+def _is_own(module: nn.Module, func: Callable[..., Any]) -> bool:
+    """Return whether a leaf module is there to call this function."""
+    if isinstance(module, types.RuleBearing):
+        return func in describe.BUILDERS
+    if isinstance(module, types.Activation):
+        name = operations.canonical_name(func)
+        return name in activations.ACTIVATIONS or name in activations.LINEAR_SIDES
+    return type(module).__module__.startswith("torch.nn.modules.")

@@ -1,0 +1,209 @@
+r"""Non-linear operations as functions with the same value, whose plain gradient is an LRP rule.
+
+In gradient form calling such a function is all there is to do; in relevance form its
+vector-Jacobian product stands in for the layer's: :math:`R_{in} = x \odot J^T (R / s(z))`.
+
+- Product of data: each of its n factors gets 1/n (Achtibat et al. 2024, prop. 3.3); a factor that
+  is held constant gets nothing and leaves all to the others (Arras et al. 2017).
+- Normalisation: linear, with its statistics held constant (Ali et al. 2022, sec. 4.2).
+- Attention, gated linear unit: written out, so that each operation in it gets its own rule.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_stab import operations
+from captum_lrp_stab.captum_bridge import Step
+
+HELD = 0.0
+"""The share of a factor that is held constant."""
+
+
+def _sharing(t: Tensor, share: float) -> Tensor:
+    """Return ``t``, which gets a share of what is handed down to it."""
+    alias = t.view_as(t)
+    alias.register_hook(lambda c: c * share)  # type: ignore[no-untyped-call]
+    return alias
+
+
+def product(
+    func: Callable[..., Any], shares: Sequence[float | None]
+) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """Return ``func`` with a share for each of its tensor arguments.
+
+    Args:
+        func: A function that is linear in each factor.
+        shares: For each tensor among the arguments, in order: ``HELD``, the part of the relevance
+            it gets, or None for a tensor that is no factor.
+    """
+
+    def shared(*args: Any, **kwargs: Any) -> Any:
+        remaining = iter(shares)
+
+        def change(t: Tensor) -> Tensor:
+            share = next(remaining)
+            if share is None:
+                return t
+            return t.detach() if share == HELD else _sharing(t, share)
+
+        return func(*operations.mapped(change, args), **operations.mapped(change, kwargs))
+
+    return shared
+
+
+# normalisation -----------------------------------------------------------------------------------
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *ignored: Any,
+) -> Tensor:
+    """Return ``F.layer_norm`` of the arguments."""
+    z = F.layer_norm(input.detach(), normalized_shape, weight, bias, eps)
+    rows = (*input.shape[: input.dim() - len(normalized_shape)], -1)
+    return _normalised(input, z, rows, weight, eps)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Return ``F.rms_norm`` of the arguments."""
+    z = F.rms_norm(input.detach(), normalized_shape, weight, eps)
+    rows = (*input.shape[: input.dim() - len(normalized_shape)], -1)
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return _normalised(input, z, rows, weight, eps, centred=False)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *ignored: Any,
+) -> Tensor:
+    """Return ``F.group_norm`` of the arguments."""
+    z = F.group_norm(input.detach(), num_groups, weight, bias, eps)
+    rows = (len(input), num_groups, -1)
+    return _normalised(input, z, rows, _per_channel(weight, input), eps)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``F.instance_norm`` of the arguments; with running statistics it is linear anyway."""
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    z = F.instance_norm(input.detach(), weight=weight, bias=bias, eps=eps)
+    rows = (*input.shape[:2], -1)
+    return _normalised(input, z, rows, _per_channel(weight, input), eps)
+
+
+def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weight is None else weight.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+def _normalised(
+    x: Tensor,
+    z: Tensor,
+    rows: tuple[int, ...],
+    weight: Tensor | None,
+    eps: float,
+    centred: bool = True,
+) -> Tensor:
+    """Return ``z``, handing down through the normalisation of ``x`` with its scale held constant.
+
+    Args:
+        x: The input.
+        z: What the normalisation makes of it.
+        rows: The shape in which the last dimension of x is normalised.
+        weight: Multiplies the result, broadcasting to x's shape.
+        eps: Added to the mean square.
+        centred: Whether the mean is subtracted.
+    """
+    wide = x.detach().reshape(rows).to(torch.promote_types(x.dtype, torch.float32))
+    spread = wide - wide.mean(-1, keepdim=True) if centred else wide
+    scale = torch.rsqrt(spread.square().mean(-1, keepdim=True) + eps)
+    factor = None if weight is None else weight.detach()
+
+    def backward(c: Tensor) -> tuple[Tensor]:
+        c = c if factor is None else c * factor
+        c = c.reshape(rows) * scale
+        c = c - c.mean(-1, keepdim=True) if centred else c
+        return (c.reshape(x.shape).to(x.dtype),)
+
+    return Step.apply(backward, z.detach(), x)  # type: ignore[no-any-return]
+
+
+NORMALISATIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
+    F.group_norm: group_norm,
+    torch.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+}
+"""From a torch function to its surrogate."""
+
+
+# written out -------------------------------------------------------------------------------------
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return ``F.scaled_dot_product_attention`` of the arguments, without dropout."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key = key.repeat_interleave(groups, dim=-3)
+        value = value.repeat_interleave(groups, dim=-3)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return torch.softmax(scores, dim=-1) @ value
+    if attn_mask.dtype != torch.bool:
+        return torch.softmax(scores + attn_mask, dim=-1) @ value
+    # the smallest number in the place of -inf, which times 0 would be NaN; and a query that sees no
+    # key gets 0, as from torch
+    scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    return torch.softmax(scores, dim=-1).masked_fill(~attn_mask, 0.0) @ value
+
+
+def gated_linear_unit(input: Tensor, dim: int = -1) -> Tensor:
+    """Return ``F.glu`` of the arguments."""
+    signal, gate = input.chunk(2, dim)
+    return signal * torch.sigmoid(gate)
+
+
+WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.scaled_dot_product_attention: attention,
+    F.glu: gated_linear_unit,
+}
+"""From a torch function to the same in single operations."""

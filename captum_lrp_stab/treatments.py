@@ -1,0 +1,381 @@
+"""What LRP makes of an operation: the way from a torch function to a rule, a factor or shares.
+
+A treatment is a function of the mode that sees the operation, its record, and the call; it returns
+the result of the call, connected to its inputs so that the backward pass carries relevance.
+
+Sources: Bach et al. 2015; Arras et al. 2017 (gates); Ali et al. 2022 (normalisation, CP-LRP);
+Achtibat et al. 2024 (products, softmax).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_stab import activations, describe, operations, surrogates
+from captum_lrp_stab.affine import Convolution, Pad
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.operations import canonical_name, made, tensors_in
+from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+Treatment = Callable[["Interception", Operation, Function, Any, Any], Any]
+
+
+def of(func: Function) -> Treatment | None:
+    """Return the treatment of a torch function, or None if nothing is known about it."""
+    return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
+
+
+def unknown(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an operation of no kind, under its plain gradient."""
+    operation.fallback = "no LRP rule is known for this operation"
+    return func(*args, **kwargs)
+
+
+# layers with a rule ------------------------------------------------------------------------------
+
+
+def affine(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a linear layer, a convolution or an average pool under its rule."""
+    x = _first(args, kwargs)
+    if not made(x) or any(mode.depends_on_input(t) for t in _others(args, kwargs)):
+        return product(mode, operation, func, args, kwargs)
+    rule = mode.rule_of(operation.name, func, x)
+    if rule is None:
+        return mixing(mode, operation, func, args, kwargs)
+    op = describe.of_call(func, args, kwargs)
+    tag = getattr(x, "_lrp_padded", None)
+    if tag is not None and isinstance(op, Convolution) and op.pad is None:
+        unpadded, pad, versions = tag
+        if versions == (unpadded._version, x._version):
+            x, op = unpadded, replace(op, pad=pad)
+    return mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+
+
+def batch_norm(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a batch norm as one layer with the linear layer before it, or under its own rule.
+
+    Raises:
+        ModelError: It normalises by the statistics of the batch.
+    """
+    x, name = _first(args, kwargs), operation.name
+    bound = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
+    if bound.get("training"):
+        raise ModelError(
+            f"batch norm '{name}' normalises by the statistics of the batch, so that one "
+            "sample's relevance would depend on the others; call model.eval(), or give it "
+            "running statistics"
+        )
+    if any(mode.depends_on_input(t) for t in _others(args, kwargs)):
+        operation.fallback = "its scale or its shift depend on the input"
+        return func(*args, **kwargs)
+    site = current_site(x)
+    if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
+        scale = describe.of_call(func, args, kwargs)
+        assert scale.bias is not None
+        merged = site.op.scaled(scale.weight, scale.bias)
+        if merged is not None:
+            mode.operations.remove(site.operation)
+            operation.name, operation.kind = site.operation.name, site.operation.kind
+            operation.batch_norm = name
+            one = Site(operation, merged, site.rule, site.x)
+            return mode.on_merge(one, lambda: func(*args, **kwargs))
+    rule = mode.rule_of(name, func, x)
+    if rule is None:
+        return mixing(mode, operation, func, args, kwargs)
+    op = describe.of_call(func, args, kwargs)
+    return mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+
+
+def native_batch_norm(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run ``torch.batch_norm``, which has its arguments in another order."""
+    names = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
+    bound = dict(zip(names.split(), args, strict=False)) | kwargs
+    bound.pop("cudnn_enabled", None)
+    return batch_norm(mode, operation, F.batch_norm, (), bound)
+
+
+# linear operations -------------------------------------------------------------------------------
+
+
+def mixing(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run an operation that is linear, or homogeneous, in what depends on the input."""
+    operation.treatment = "LRP-0"
+    return _inherited(mode.mixing(operation, func, args, kwargs), func, args, kwargs)
+
+
+def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run an operation that moves, repeats, selects or drops values."""
+    operation.treatment = "moved"
+    return _inherited(mode.moving(func, args, kwargs), func, args, kwargs)
+
+
+def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a padding, which a convolution that follows takes as its own."""
+    x, out = _first(args, kwargs), moving(mode, operation, func, args, kwargs)
+    bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    padding = bound.get("mode", "constant")
+    if padding != "constant" or not bound.get("value"):
+        out._lrp_padded = (x, Pad(tuple(bound["pad"]), padding), (x._version, out._version))
+    return out
+
+
+def dropout(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a dropout that drops nothing.
+
+    Raises:
+        ModelError: It does.
+    """
+    bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    if bound.get("training", bound.get("train", True)) and bound.get("p", 0.5):
+        raise ModelError(
+            f"dropout '{operation.name}' is active, so that the relevance would be of a random "
+            "network; call model.eval()"
+        )
+    return moving(mode, operation, func, args, kwargs)
+
+
+def sampling(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an interpolation at the points of a grid, which is linear if the grid is fixed."""
+    if any(mode.depends_on_input(t) for t in _others(args, kwargs)):
+        operation.fallback = "a grid that depends on the input"
+        return func(*args, **kwargs)
+    return mixing(mode, operation, func, args, kwargs)
+
+
+# activations -------------------------------------------------------------------------------------
+
+
+def rectifier(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an activation that is linear on each side of 0: relevance passes by its derivative."""
+    operation.treatment = "passed"
+    x = _first(args, kwargs)
+    site = current_site(x)
+    if site is None or not activations.is_inplace(func, args, kwargs):
+        return mode.rectifier(func, args, kwargs)
+    rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
+    if not rectified:
+        site.keep(site.z.clone())
+    out = mode.rectifier(func, args, kwargs)
+    if rectified and site.z.data_ptr() == x.data_ptr():
+        site.version = site.z._version
+        site.rectified = True
+    return out
+
+
+def activation(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
+    x, others = _first(args, kwargs), _rest(kwargs)
+    slope = activations.slope_at_zero(func, args, kwargs)
+    if slope is None or not made(x) or any(made(t) for t in _others(args, kwargs)):
+        return unknown(mode, operation, func, args, kwargs)
+    operation.treatment = "passed"
+    if not activations.is_inplace(func, args, kwargs):
+        return mode.activation(x, slope, lambda z: func(z, *args[1:], **others))
+    site = current_site(x)
+    if site is not None:
+        site.keep(site.z.clone())
+    return x.copy_(mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **others)))
+
+
+# products, gates, normalisation ------------------------------------------------------------------
+
+
+def product(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a product: gates are held constant, other factors share the relevance equally."""
+    tensors = list(tensors_in(args, kwargs))
+    is_factor = [mode.depends_on_input(t) for t in tensors]
+    if canonical_name(func) in operations.SUMMANDS:
+        is_factor[0] = False
+    elif func in describe.BUILDERS:  # a layer whose weights depend on the input
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
+    if sum(is_factor) < 2:
+        return mixing(mode, operation, func, args, kwargs)
+    is_held = [f and _is_held(mode, t, func) for f, t in zip(is_factor, tensors, strict=True)]
+    if is_held == is_factor:  # gates alone: their product is one more
+        is_held = [False] * len(tensors)
+    live = sum(is_factor) - sum(is_held)
+    shares: list[float | None] = [
+        surrogates.HELD if held else 1 / live if factor and live > 1 else None
+        for factor, held in zip(is_factor, is_held, strict=True)
+    ]
+    operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
+    return _shared(mode, operation, func, shares, args, kwargs)
+
+
+def _is_held(mode: Interception, factor: Tensor, func: Function) -> bool:
+    """Return whether a factor is held constant: a gate, or attention weights under CP-LRP."""
+    gate = gate_of(factor)
+    if gate == "softmax":
+        return mode.rule_set.attention == "cp" or canonical_name(func) in operations.ELEMENTWISE
+    return gate is not None
+
+
+def quotient(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a division: a divisor is held constant, as the statistics of a normalisation are."""
+    if kwargs.get("rounding_mode"):
+        operation.fallback = "rounding has no gradient"
+        return func(*args, **kwargs)
+    numerator, divisor = args[0], (*args, kwargs.get("other"))[1]
+    if func.__name__.strip("_").startswith("r"):
+        numerator, divisor = divisor, numerator
+    if not isinstance(divisor, Tensor) or not mode.depends_on_input(divisor):
+        return mixing(mode, operation, func, args, kwargs)
+    if not isinstance(numerator, Tensor) or not mode.depends_on_input(numerator):
+        operation.fallback = "a division by a value that depends on the input"
+        return _marked(func(*args, **kwargs), "gate")
+    operation.treatment = "divisor held constant"
+    second = [False, True] if divisor is not args[0] else [True, False]
+    shares = [surrogates.HELD if is_divisor else None for is_divisor in second]
+    return _shared(mode, operation, func, shares, args, kwargs)
+
+
+def _shared(
+    mode: Interception,
+    operation: Operation,
+    func: Function,
+    shares: list[float | None],
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    if not operations.writes(func, kwargs):
+        return mode.mixing(operation, surrogates.product(func, shares), args, kwargs)
+    surrogate = surrogates.product(operations.out_of_place(func), shares)
+    # a copy, because the backward pass needs what is written over here
+    out = mode.mixing(operation, surrogate, (args[0].clone(), *args[1:]), kwargs)
+    return args[0].copy_(out)
+
+
+def normalisation(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a layer, group, instance or rms norm with its statistics held constant."""
+    if any(mode.depends_on_input(t) for t in _others(args, kwargs)):
+        operation.fallback = "its scale or its shift depend on the input"
+        return func(*args, **kwargs)
+    operation.treatment = "statistics held constant"
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("cudnn_enable")}
+    return mode.mixing(operation, surrogates.NORMALISATIONS[func], args, kwargs)
+
+
+def softmax(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a softmax, which hands relevance down by its gradient."""
+    operation.treatment = "softmax by its gradient"
+    return _marked(mode.mixing(operation, func, args, kwargs), "softmax")
+
+
+def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a function whose values are gates, and which has no rule where they are not."""
+    return _marked(unknown(mode, operation, func, args, kwargs), "gate")
+
+
+def gate_of(t: Tensor) -> str | None:
+    """Return ``gate`` or ``softmax`` for a tensor of factors, None for any other."""
+    kind, version = getattr(t, "_lrp_gate", (None, -1))
+    return kind if version == t._version else None
+
+
+def _marked(out: Any, kind: str | None) -> Any:
+    for t in tensors_in((out,), {}) if kind is not None else ():
+        t._lrp_gate = (kind, t._version)  # type: ignore[attr-defined]
+    return out
+
+
+def _inherited(out: Any, func: Function, args: Any, kwargs: Any) -> Any:
+    """Return ``out``, marked as a gate if it was made of one, and of constants."""
+    if canonical_name(func) not in operations.GATE_PRESERVING:
+        return out
+    kinds = {gate_of(t) for t in tensors_in(args, kwargs) if made(t)}
+    return _marked(out, kinds.pop()) if len(kinds) == 1 else out
+
+
+# the tables --------------------------------------------------------------------------------------
+
+
+def _first(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x
+
+
+def _rest(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != "input"}
+
+
+def _others(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among the arguments but the first."""
+    return list(tensors_in(args[1:], _rest(kwargs)))
+
+
+_BATCH_NORM_ARGUMENTS = (
+    "input",
+    "running_mean",
+    "running_var",
+    "weight",
+    "bias",
+    "training",
+    "momentum",
+    "eps",
+)
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.feature_alpha_dropout,
+)
+_BY_FUNCTION: dict[Function, Treatment] = {
+    **dict.fromkeys(describe.BUILDERS, affine),
+    **dict.fromkeys(surrogates.NORMALISATIONS, normalisation),
+    **dict.fromkeys(_DROPOUTS, dropout),
+    F.batch_norm: batch_norm,
+    torch.batch_norm: native_batch_norm,
+    F.pad: pad,
+    F.grid_sample: sampling,
+}
+_BY_NAME: dict[str, Treatment] = {
+    **dict.fromkeys(operations.MOVING | operations.SELECTING, moving),
+    **dict.fromkeys(operations.MIXING | operations.HOMOGENEOUS, mixing),
+    **dict.fromkeys(operations.PRODUCTS, product),
+    **dict.fromkeys(operations.QUOTIENTS, quotient),
+    **dict.fromkeys(operations.GATES, gate),
+    **dict.fromkeys(activations.ACTIVATIONS, activation),
+    **dict.fromkeys(activations.LINEAR_SIDES, rectifier),
+    "softmax": softmax,
+    "softmin": softmax,
+}
