@@ -44,9 +44,17 @@ def check_model(model: nn.Module) -> None:
     """Raise ModelError if the model cannot be explained as it is.
 
     Raises:
-        ModelError: See :func:`check_kind`; or dropout, random ReLU or batch norm is in train mode.
+        ModelError: See :func:`check_kind`; or a parameter is sparse or nested; or dropout, random
+            ReLU or batch norm is in train mode.
     """
     check_kind(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_nested or tensor.layout != torch.strided:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise ModelError(
+                f"parameter or buffer '{name}' is a {kind} tensor, whose weights no rule can split; "
+                "store it as a dense one, as from to_dense()"
+            )
     training = []
     for name, module in model.named_modules():
         random = isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU))
@@ -71,6 +79,13 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
     for index, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise InputError(f"input {index} is a {type(x).__name__}; give a tensor")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+            remedy = "torch.nested.to_padded_tensor(x, 0.0)" if x.is_nested else "x.to_dense()"
+            raise InputError(
+                f"input {index} is a {kind} tensor, for which relevance is not defined; give a "
+                f"dense one, as from {remedy}"
+            )
         if not torch.is_floating_point(x):
             raise InputError(
                 f"input {index} has dtype {x.dtype}; relevance needs a floating-point input: pass "

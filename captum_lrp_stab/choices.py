@@ -9,6 +9,7 @@ import torch
 from captum_lrp_stab import presets, stabilizers
 from captum_lrp_stab.errors import InputError, RuleMapError, StabilizerError
 from captum_lrp_stab.presets import Preset
+from captum_lrp_stab.rule_set import ATTENTION, Attention
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.zoo import Preprocessing
 
@@ -100,6 +101,18 @@ def preset_of(name: str, preprocessing: Preprocessing) -> Preset:
     if "low" in inspect.signature(build).parameters:
         return build(low=preprocessing.low, high=preprocessing.high)
     return build()
+
+
+def attention_of(name: str) -> Attention:
+    """Return how attention is treated, by name.
+
+    Raises:
+        InputError: The name is none of ``rule_set.ATTENTION``.
+    """
+    for known in ATTENTION:
+        if name == known:
+            return known
+    raise InputError(f"attention is {name!r}; give one of {', '.join(ATTENTION)}")
 
 
 def dtype_of(name: str) -> torch.dtype:

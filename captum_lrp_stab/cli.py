@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +21,8 @@ from captum_lrp_stab._version import __version__
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.investigation import Investigation
 from captum_lrp_stab.investigation import investigate as run_investigation
+from captum_lrp_stab.planning import Plan
+from captum_lrp_stab.planning import plan as make_plan
 
 app = typer.Typer(
     name="captum-lrp-stab",
@@ -31,6 +34,8 @@ app = typer.Typer(
 
 
 _WORDS = ("stabilizer", "finite", "", "channel")
+_RULES = f"Rule preset: {', '.join(choices.preset_names())}."
+_ATTENTION = "attnlrp: softmax by its gradient, products halved; cp: attention weights constant."
 
 
 @contextmanager
@@ -74,9 +79,7 @@ def investigate(
     target: Annotated[
         int | None, typer.Option(help="Class to explain.", show_default="the one the model finds")
     ] = None,
-    rules: Annotated[
-        str, typer.Option(help=f"Rule preset: {', '.join(choices.preset_names())}.")
-    ] = "lrp_tutorial",
+    rules: Annotated[str, typer.Option(help=_RULES)] = "lrp_tutorial",
     stabilizer: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +95,7 @@ def investigate(
             "without protection."
         ),
     ] = "gradient",
+    attention: Annotated[str, typer.Option(help=_ATTENTION)] = "attnlrp",
     dtype: Annotated[
         str, typer.Option(help=f"Of model and input: {', '.join(choices.DTYPES)}.")
     ] = "float32",
@@ -115,6 +119,7 @@ def investigate(
     with _one_message():
         names = stabilizer or list(choices.DEFAULT_STABILIZERS)
         _check(names, form, dtype)
+        treated = choices.attention_of(attention)
         picture = pictures.default_picture() if image is None else pictures.read(image)
         report.make_folder(out)  # or fail now, not after minutes of work
         classifier = zoo.load(model, weights, seed, progress=Console(stderr=True).is_terminal)
@@ -126,6 +131,7 @@ def investigate(
                 rules=rules,
                 names=names,
                 form=form,
+                attention=treated,
                 dtype=dtype,
                 detect_anomaly=detect_anomaly,
                 progress=step,
@@ -136,6 +142,56 @@ def investigate(
         paths = report.write(investigation, out, title)
     _show(investigation, title)
     print(f"written: {', '.join(map(str, paths))}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help=f"{zoo.LITE0}, or any torchvision classifier.")],
+    rules: Annotated[str, typer.Option(help=_RULES)] = "epsilon",
+    attention: Annotated[str, typer.Option(help=_ATTENTION)] = "attnlrp",
+    merge_batch_norm: Annotated[
+        bool, typer.Option(help="Treat a batch norm as one layer with the layer before it.")
+    ] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an operation would get its plain gradient.")
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List only the operations with a rule.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what each operation of a model will get: rule, stabilizer, merged batch norm, fallback.
+
+    A plan needs no weights: it is made by one forward pass with random ones.
+
+    For example: `captum-lrp-stab plan vit_b_16 --rules epsilon_plus --attention cp`
+
+    `captum-lrp-stab plan resnet50 --layers --json`
+    """
+    with _one_message():
+        treated = choices.attention_of(attention)
+        classifier = zoo.load(model, "none")
+        preset = choices.preset_of(rules, classifier.preprocessing)
+        side = classifier.preprocessing.crop
+        planned = make_plan(
+            classifier.model,
+            torch.zeros(1, len(classifier.preprocessing.mean), side, side),
+            preset,
+            attention=treated,
+            merge_batch_norm=merge_batch_norm,
+        )
+        if strict:
+            planned.refuse_fallbacks()
+    if layers:
+        planned = Plan(planned.layers)
+    if as_json:
+        print(planned.to_json())
+        return
+    print(planned)
+    print(
+        f"\n{len(planned.rows)} operations, {len(planned.layers)} with a rule, "
+        f"{len(planned.fallbacks)} with their plain gradient"
+    )
 
 
 def _check(names: list[str], form: str, dtype: str) -> None:

@@ -164,7 +164,7 @@ class GradientForm(Interception):
         points = (*self.leaves, *self.carriers)
         gradients: tuple[Tensor | None, ...] = ()
         if score.requires_grad:
-            gradients = torch.autograd.grad(score, points, self.seed(score), allow_unused=True)
+            gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
             model = type(self.places.modules[""]).__name__
             raise ModelError(
@@ -178,6 +178,18 @@ class GradientForm(Interception):
             total = torch.zeros_like(leaf) if c is None else self.relevance_of(leaf.detach(), c)
             totals.append((total if direct is None else total + direct).detach())
         return tuple(totals)
+
+    def _gradients(self, score: Tensor, points: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        try:
+            return torch.autograd.grad(score, points, self.seed(score), allow_unused=True)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise ModelError(
+                "the model writes in place over a value that its backward pass needs, such as the "
+                "output of a ReLU that is no longer the last to be written; training it would fail "
+                f"in the same way, with: {error}. Make that operation out of place"
+            ) from error
 
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""

@@ -56,7 +56,7 @@ HOMOGENEOUS = frozenset("abs absolute norm std vector_norm linalg_vector_norm".s
 PRODUCTS = frozenset(
     """
     addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul cross dot einsum inner kron
-    matmul mm mul multiply mv outer rmatmul rmul tensordot vdot
+    matmul mm mul multiply mv outer rmatmul rmul sparse_mm tensordot vdot
     """.split()
 )
 """Operations that are linear in each of their factors."""

@@ -114,4 +114,5 @@ def _is_own(module: nn.Module, func: Callable[..., Any]) -> bool:
     if isinstance(module, types.Activation):
         name = operations.canonical_name(func)
         return name in activations.ACTIVATIONS or name in activations.LINEAR_SIDES
-    return type(module).__module__.startswith("torch.nn.modules.")
+    kind = type(module)
+    return kind is not nn.Module and kind.__module__.startswith("torch.nn.modules.")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.propagation import operations_of
+from captum_lrp_stab.propagation import operations_of, refuse
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.translation import Rules, rule_set_of
@@ -51,6 +51,10 @@ class Plan:
     def fallbacks(self) -> tuple[PlannedOperation, ...]:
         """The operations that get their plain gradient because no LRP rule is known."""
         return tuple(row for row in self.rows if row.fallback)
+
+    def refuse_fallbacks(self) -> None:
+        """Raise FallbackError if there are any, as :class:`LRP` does with ``strict=True``."""
+        refuse([f"{row.name} ({row.type}: {row.fallback})" for row in self.fallbacks])
 
     def to_json(self) -> str:
         """Return the rows as a JSON list of objects."""

@@ -4,7 +4,7 @@
 form as an argument.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,8 @@ def propagate(
     with torch.inference_mode(False), torch.enable_grad():
         output = _forward(mode, model, xs, additional_forward_args, probes, trace)
         if strict:
-            _refuse_fallbacks(mode.operations + _hidden_fallbacks(output))
+            done = mode.operations + _hidden_fallbacks(output)
+            refuse([o.describe_fallback() for o in done if o.fallback and o.reached])
         score = _score(output, target)
         relevances = mode.relevances(score)
     return Propagation(score.detach(), relevances, mode.operations)
@@ -158,8 +159,8 @@ def _hidden_fallbacks(output: Any) -> list[Operation]:
     ]
 
 
-def _refuse_fallbacks(planned: list[Operation]) -> None:
-    fallbacks = [f"{o.name} ({o.kind}: {o.fallback})" for o in planned if o.fallback and o.reached]
+def refuse(fallbacks: Sequence[str]) -> None:
+    """Raise FallbackError, naming the first few, unless there are none."""
     if fallbacks:
         more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
         raise FallbackError(

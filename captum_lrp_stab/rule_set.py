@@ -12,7 +12,7 @@ from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.rules import EpsilonRule
 
 Attention = Literal["attnlrp", "cp"]
-ATTENTION: tuple[str, ...] = get_args(Attention)
+ATTENTION: tuple[Attention, ...] = get_args(Attention)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class Operation:
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
 
+    def describe_fallback(self) -> str:
+        """Return the operation and why it gets its plain gradient, in words."""
+        return f"{self.name} ({self.kind}: {self.fallback})"
+
     def note(self, outputs: Sequence[Tensor], in_place: bool) -> None:
         """Remember the shape and the graph's nodes of what came out."""
         self.shape = tuple(outputs[0].shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import (
     LRP,
+    AlphaBetaRule,
     EpsilonRule,
     GammaRule,
     WSquareRule,
@@ -158,7 +159,7 @@ MERGED = {
 }
 
 
-@pytest.mark.parametrize("rule", [GammaRule, ZPlusRule, EpsilonRule, WSquareRule])
+@pytest.mark.parametrize("rule", [GammaRule, ZPlusRule, AlphaBetaRule, EpsilonRule, WSquareRule])
 @pytest.mark.parametrize("name", MERGED)
 def test_batch_norm_is_merged_with_the_layer_before_it(name, rule) -> None:
     """The oracle: one layer with the weights w s and the bias b s + t, written out."""
@@ -178,7 +179,9 @@ def test_batch_norm_is_merged_with_the_layer_before_it(name, rule) -> None:
     merged = nn.Sequential(one, Total())
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5)).double()
     rules = [(["0"], rule, {})]
+    state = {key: value.clone() for key, value in pair.state_dict().items()}
     actual = LRP(pair, rules).attribute(x)
+    assert all(torch.equal(value, state[key]) for key, value in pair.state_dict().items())
     assert relative_error(actual, LRP(merged, rules).attribute(x)) <= 1e-11
     assert plan(pair, x, rules).rows[0].batch_norm == "1"
     apart = LRP(pair, rules, merge_batch_norm=False).attribute(x)
@@ -228,3 +231,24 @@ def test_half_precision_is_finite_and_near_float64(dtype) -> None:
     assert relevance.dtype == dtype
     expected = LRP(model).attribute(IMAGES, target=1)
     assert relative_error(relevance, expected) <= 200 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["functional", "native"])
+def test_functional_batch_norm_is_merged_too(native) -> None:
+    model = build(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Total()))
+
+    class Functional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            norm = model[1]
+            z = F.conv2d(x, model[0].weight, model[0].bias)
+            mean, var, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
+            if native:
+                z = torch.batch_norm(z, weight, bias, mean, var, False, 0.1, norm.eps, False)
+            else:
+                z = F.batch_norm(z, mean, var, weight=weight, bias=bias)
+            return z.flatten(1).sum(1)
+
+    expected = LRP(model, [(["0"], GammaRule, {})]).attribute(IMAGES)
+    rules = [(["conv2d_0"], GammaRule, {})]
+    assert relative_error(LRP(Functional(), rules).attribute(IMAGES), expected) <= 1e-12
+    assert plan(Functional(), IMAGES, rules).layers[0].batch_norm == "batch_norm_0"

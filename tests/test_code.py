@@ -1,0 +1,197 @@
+"""What a forward may be written in: on ReLU networks LRP-0 is gradient x input, however written."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layers import relative_error
+from networks import build, gradient_x_input
+from torch import Tensor, nn
+
+from captum_lrp_stab import LRP, GammaRule, plan, presets
+from captum_lrp_stab.errors import InputError, ModelError
+
+X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class Net(nn.Module):
+    """Two layers, and a step between them."""
+
+    def __init__(self, step: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.step(self, self.first(x).relu()))
+
+
+def split(s: nn.Module, x: Tensor) -> Tensor:
+    a, b, c = torch.split(x, [2, 2, 4], dim=1)
+    d, e = c.chunk(2, dim=-1)
+    return torch.cat([b, a, *(d + e).relu().split(1, dim=1), a - b], dim=1)
+
+
+def in_place(s: nn.Module, x: Tensor) -> Tensor:
+    y = s.inner(x)
+    y += x
+    y -= 0.5
+    y *= s.scale
+    y /= 2
+    return F.relu(y, inplace=True)
+
+
+def by_data(s: nn.Module, x: Tensor) -> Tensor:
+    for _ in range(1 + int(x.sum() > 0)):
+        x = s.inner(x).relu()
+    return x if x.mean() > 100 else s.inner(x).relu() + x
+
+
+def masked(s: nn.Module, x: Tensor) -> Tensor:
+    y = x * (x > 0.3) + x.where(x < 0.1, -x) * x.sign()
+    y[:, 0] = x[:, 1]
+    y[:, 2:4] += x[:, 4:6]
+    return y.masked_fill(torch.eye(3, 8, dtype=torch.bool), 0.0)
+
+
+STEPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "functional residual block": lambda s, x: F.relu(F.linear(x, s.inner.weight)) + x,
+    "a module called twice": lambda s, x: s.inner(s.inner(x).relu() - 1).relu(),
+    "in place": in_place,
+    "split": split,
+    "einsum": lambda s, x: torch.einsum("ni,oi,o->no", x, s.inner.weight, s.scale).relu(),
+    "interpolate": lambda s, x: F.interpolate(x[:, None], 12, mode="linear")[:, 0, 2:10],
+    "upsample": lambda s, x: nn.Upsample(scale_factor=2)(x[None])[0][:, :8],
+    "bicubic": lambda s, x: F.interpolate(x.reshape(3, 1, 2, 4), (4, 4), mode="bicubic").reshape(
+        3, 2, 8
+    )[:, 1],
+    "control flow that depends on data": by_data,
+    "masks and indices": masked,
+    "matmul with a parameter": lambda s, x: (x @ s.inner.weight.T).relu(),
+    "addmm": lambda s, x: torch.addmm(x, x, s.inner.weight).relu(),
+    "fft": lambda s, x: torch.fft.irfft(torch.fft.rfft(x)[:, :4], n=8).relu(),
+    "loop over samples": lambda s, x: torch.stack([s.inner(row).relu() for row in x]),
+    "max of two": lambda s, x: torch.maximum(s.inner(x), x),
+    "sort": lambda s, x: x.sort(dim=1).values.cumsum(1),
+    "transposed": lambda s, x: (s.inner.weight @ x.T).T.relu(),
+    "vmap-like reshape": lambda s, x: s.inner(x.unflatten(1, (2, 4)).mT.flatten(1)).relu(),
+    "parametrized weights": lambda s, x: F.linear(x, torch.tanh(s.inner.weight) * s.scale).relu(),
+    "sparse matrix": lambda s, x: torch.sparse.mm(torch.eye(3).double().to_sparse(), x),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_lrp_0_is_gradient_x_input(name) -> None:
+    model = build(lambda: Net(STEPS[name]))
+    relevance = LRP(model, presets.zero(), strict=True).attribute(X, target=1)
+    # `masked` multiplies by a sign, whose gradient is 0 as a factor that is held constant has none
+    assert relative_error(relevance, gradient_x_input(model, X, 1)) <= 1e-12
+    assert plan(model, X).fallbacks == ()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_has_an_effect(name) -> None:
+    """The control: without the step the relevance is another."""
+    model, bare = build(lambda: Net(STEPS[name])), build(lambda: Net(lambda s, x: x))
+    relevance = LRP(model, presets.zero()).attribute(X, target=1)
+    if name != "sparse matrix":  # which is the unit matrix
+        expected = LRP(bare, presets.zero()).attribute(X, target=1)
+        assert relative_error(relevance, expected) > 1e-3
+
+
+def test_a_reused_module_has_its_rule_in_each_use() -> None:
+    model = build(lambda: Net(lambda s, x: s.inner(s.inner(x).relu()).relu()))
+
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.again = model, nn.Linear(8, 8).double()
+            self.again.load_state_dict(model.inner.state_dict())
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = self.net
+            return n.last(self.again(n.inner(n.first(x).relu()).relu()).relu())
+
+    relevance = LRP(model, [(["inner"], GammaRule, {})]).attribute(X, target=1)
+    rules = [(["net.inner", "again"], GammaRule, {})]
+    assert relative_error(relevance, LRP(Unrolled(), rules).attribute(X, target=1)) <= 1e-12
+    once = LRP(Unrolled(), [(["again"], GammaRule, {})]).attribute(X, target=1)
+    assert relative_error(relevance, once) > 1e-3
+
+
+# what cannot be followed -------------------------------------------------------------------------
+
+
+class Returns(nn.Module):
+    """A model that returns something else than a tensor."""
+
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.wrap = nn.Linear(6, 3), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [(lambda y: (y, y), "tuple"), (lambda y: {"logits": y}, "dict"), (lambda y: [y], "list")],
+    ids=["tuple", "dict", "list"],
+)
+def test_other_outputs_are_explained_and_planned(wrap, kind) -> None:
+    model = build(lambda: Returns(wrap))
+    with pytest.raises(ModelError, match=f"the model returns a {kind}; .* wrap the model"):
+        LRP(model).attribute(X, target=1)
+    assert [row.rule for row in plan(model, X).rows] == ["EpsilonRule (default)"]
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = self.model(x)
+            return output["logits"] if kind == "dict" else output[0]
+
+    assert LRP(Logits()).attribute(X, target=1).abs().max() > 0
+
+
+def jagged(layout: torch.layout) -> Tensor:
+    rows = [torch.ones(2, 6), torch.ones(3, 6)]
+    return torch.nested.nested_tensor(rows, layout=layout, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: X.to_sparse(), "sparse_coo tensor, .*to_dense"),
+        (lambda: X.to_sparse_csr(), "sparse_csr tensor, .*to_dense"),
+        (lambda: jagged(torch.strided), "nested tensor, .*to_padded_tensor"),
+        (lambda: jagged(torch.jagged), "nested tensor, .*to_padded_tensor"),
+    ],
+    ids=["coo", "csr", "nested", "jagged"],
+)
+def test_sparse_and_nested_inputs(make, kind) -> None:
+    with pytest.raises(InputError, match=f"input 0 is a {kind}"):
+        LRP(build(lambda: Net(STEPS["split"]))).attribute(make(), target=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype:UserWarning")
+def test_sparse_and_nested_values_inside() -> None:
+    def nested(s: nn.Module, x: Tensor) -> Tensor:
+        return torch.nested.to_padded_tensor(torch.nested.as_nested_tensor([x[:1], x[1:]]), 0.0)[0]
+
+    for step, kind in ((lambda s, x: x.to_sparse().to_dense(), "sparse_coo"), (nested, "nested")):
+        with pytest.raises(ModelError, match=f"gives a {kind} tensor, .* dense"):
+            LRP(build(lambda step=step: Net(step))).attribute(X, target=1)
+
+
+def test_sparse_parameters() -> None:
+    model = build(lambda: Net(STEPS["split"]))
+    model.first.weight = nn.Parameter(model.first.weight.detach().to_sparse())
+    with pytest.raises(ModelError, match=r"'first\.weight' is a sparse_coo tensor, .*to_dense"):
+        LRP(model).attribute(X, target=1)
