@@ -52,8 +52,8 @@ def check_model(model: nn.Module) -> None:
         if tensor.is_nested or tensor.layout != torch.strided:
             kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             raise ModelError(
-                f"parameter or buffer '{name}' is a {kind} tensor, whose weights no rule can split; "
-                "store it as a dense one, as from to_dense()"
+                f"parameter or buffer '{name}' is a {kind} tensor, whose weights no rule can "
+                "split; store it as a dense one, as from to_dense()"
             )
     training = []
     for name, module in model.named_modules():

@@ -70,14 +70,6 @@ ELEMENTWISE = frozenset("addcmul mul multiply rmul".split())
 QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv".split())
 """A numerator over a divisor."""
 
-GATES = frozenset("hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
-"""Functions whose values are factors, no signals: what they multiply takes all the relevance."""
-
-GATE_PRESERVING = MOVING | frozenset(
-    "add div divide mul multiply neg negative rmul rsub sub subtract truediv true_divide".split()
-)
-"""Operations after which a gate, combined with constants alone, is a gate still."""
-
 RANDOM = frozenset(
     """
     bernoulli exponential multinomial normal poisson rand rand_like randint randint_like randn

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import activations, describe, operations, surrogates
+from captum_lrp_stab import activations, describe, gates, operations, surrogates
 from captum_lrp_stab.affine import Convolution, Pad
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import canonical_name, made, tensors_in
@@ -116,13 +116,13 @@ def native_batch_norm(
 def mixing(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that is linear, or homogeneous, in what depends on the input."""
     operation.treatment = "LRP-0"
-    return _inherited(mode.mixing(operation, func, args, kwargs), func, args, kwargs)
+    return gates.inherited(mode.mixing(operation, func, args, kwargs), func, args, kwargs)
 
 
 def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that moves, repeats, selects or drops values."""
     operation.treatment = "moved"
-    return _inherited(mode.moving(func, args, kwargs), func, args, kwargs)
+    return gates.inherited(mode.moving(func, args, kwargs), func, args, kwargs)
 
 
 def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
@@ -193,12 +193,15 @@ def activation(
     if slope is None or not made(x) or any(made(t) for t in _others(args, kwargs)):
         return unknown(mode, operation, func, args, kwargs)
     operation.treatment = "passed"
+    kind = gates.of_activation(canonical_name(func), x)
     if not activations.is_inplace(func, args, kwargs):
-        return mode.activation(x, slope, lambda z: func(z, *args[1:], **others))
+        out = mode.activation(x, slope, lambda z: func(z, *args[1:], **others))
+        return gates.marked(out, kind)
     site = current_site(x)
     if site is not None:
         site.keep(site.z.clone())
-    return x.copy_(mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **others)))
+    out = mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **others))
+    return gates.marked(x.copy_(out), kind)
 
 
 # products, gates, normalisation ------------------------------------------------------------------
@@ -218,7 +221,8 @@ def product(
     if sum(is_factor) < 2:
         return mixing(mode, operation, func, args, kwargs)
     is_held = [f and _is_held(mode, t, func) for f, t in zip(is_factor, tensors, strict=True)]
-    if is_held == is_factor:  # gates alone: their product is one more
+    gates_alone = is_held == is_factor
+    if gates_alone:
         is_held = [False] * len(tensors)
     live = sum(is_factor) - sum(is_held)
     shares: list[float | None] = [
@@ -226,15 +230,16 @@ def product(
         for factor, held in zip(is_factor, is_held, strict=True)
     ]
     operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
-    return _shared(mode, operation, func, shares, args, kwargs)
+    out = _shared(mode, operation, func, shares, args, kwargs)
+    return gates.marked(out, gates.Gate.FACTOR) if gates_alone else out
 
 
 def _is_held(mode: Interception, factor: Tensor, func: Function) -> bool:
     """Return whether a factor is held constant: a gate, or attention weights under CP-LRP."""
-    gate = gate_of(factor)
-    if gate == "softmax":
+    kind = gates.of(factor)
+    if kind is gates.Gate.SOFTMAX:
         return mode.rule_set.attention == "cp" or canonical_name(func) in operations.ELEMENTWISE
-    return gate is not None
+    return kind is gates.Gate.FACTOR
 
 
 def quotient(
@@ -251,7 +256,7 @@ def quotient(
         return mixing(mode, operation, func, args, kwargs)
     if not isinstance(numerator, Tensor) or not mode.depends_on_input(numerator):
         operation.fallback = "a division by a value that depends on the input"
-        return _marked(func(*args, **kwargs), "gate")
+        return gates.marked(func(*args, **kwargs), gates.Gate.FACTOR)
     operation.treatment = "divisor held constant"
     second = [False, True] if divisor is not args[0] else [True, False]
     shares = [surrogates.HELD if is_divisor else None for is_divisor in second]
@@ -271,7 +276,10 @@ def _shared(
     surrogate = surrogates.product(operations.out_of_place(func), shares)
     # a copy, because the backward pass needs what is written over here
     out = mode.mixing(operation, surrogate, (args[0].clone(), *args[1:]), kwargs)
-    return args[0].copy_(out)
+    target: Tensor = args[0]
+    if not target._is_view():
+        target.detach_()  # what it was is reached through ``out``, or not at all
+    return target.copy_(out)
 
 
 def normalisation(
@@ -291,32 +299,12 @@ def softmax(
 ) -> Any:
     """Run a softmax, which hands relevance down by its gradient."""
     operation.treatment = "softmax by its gradient"
-    return _marked(mode.mixing(operation, func, args, kwargs), "softmax")
+    return gates.marked(mode.mixing(operation, func, args, kwargs), gates.Gate.SOFTMAX)
 
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run a function whose values are gates, and which has no rule where they are not."""
-    return _marked(unknown(mode, operation, func, args, kwargs), "gate")
-
-
-def gate_of(t: Tensor) -> str | None:
-    """Return ``gate`` or ``softmax`` for a tensor of factors, None for any other."""
-    kind, version = getattr(t, "_lrp_gate", (None, -1))
-    return kind if version == t._version else None
-
-
-def _marked(out: Any, kind: str | None) -> Any:
-    for t in tensors_in((out,), {}) if kind is not None else ():
-        t._lrp_gate = (kind, t._version)  # type: ignore[attr-defined]
-    return out
-
-
-def _inherited(out: Any, func: Function, args: Any, kwargs: Any) -> Any:
-    """Return ``out``, marked as a gate if it was made of one, and of constants."""
-    if canonical_name(func) not in operations.GATE_PRESERVING:
-        return out
-    kinds = {gate_of(t) for t in tensors_in(args, kwargs) if made(t)}
-    return _marked(out, kinds.pop()) if len(kinds) == 1 else out
+    return gates.marked(unknown(mode, operation, func, args, kwargs), gates.Gate.FACTOR)
 
 
 # the tables --------------------------------------------------------------------------------------
@@ -373,7 +361,7 @@ _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(operations.MIXING | operations.HOMOGENEOUS, mixing),
     **dict.fromkeys(operations.PRODUCTS, product),
     **dict.fromkeys(operations.QUOTIENTS, quotient),
-    **dict.fromkeys(operations.GATES, gate),
+    **dict.fromkeys(gates.FUNCTIONS, gate),
     **dict.fromkeys(activations.ACTIVATIONS, activation),
     **dict.fromkeys(activations.LINEAR_SIDES, rectifier),
     "softmax": softmax,

@@ -1,0 +1,119 @@
+"""Gates: what only scales a signal takes no relevance from it, however it is written."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layers import relative_error
+from networks import build
+from torch import Tensor, nn
+
+from captum_lrp_stab import LRP, gates, plan, presets
+
+X = 2 * torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+Step = Callable[[Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Two layers, and a step between them."""
+
+    def __init__(self, step: Step, bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8, bias), nn.Linear(8, 3, bias)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.step(self.first(x)))
+
+
+def relevance(step: Step, **options) -> Tensor:
+    return LRP(build(lambda: Net(step)), presets.zero(), strict=True, **options).attribute(X, 1)
+
+
+def in_place_swish(z: Tensor) -> Tensor:
+    gate = z.clone()
+    gate.sigmoid_()
+    gate *= z
+    return gate
+
+
+BY_HAND: dict[str, tuple[Step, Step]] = {
+    "gelu": (lambda z: 0.5 * z * (1 + torch.erf(z / math.sqrt(2))), F.gelu),
+    "gelu by tanh": (
+        lambda z: z * 0.5 * (torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)) + 1.0),
+        lambda z: F.gelu(z, approximate="tanh"),
+    ),
+    "silu": (lambda z: z * z.sigmoid(), F.silu),
+    "silu in place": (in_place_swish, F.silu),
+    "hardswish": (lambda z: z * F.relu6(z + 3.0) / 6.0, F.hardswish),
+    "hardswish by clamp": (lambda z: z * ((3 + z).clamp(0, 6) / 6), F.hardswish),
+    "hardswish by module": (lambda z: F.hardsigmoid(z) * z, F.hardswish),
+    "softsign": (lambda z: z / (1 + z.abs()), F.softsign),
+    "square": (lambda z: z * z, lambda z: z.pow(2)),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_activation_written_out_is_the_activation(name) -> None:
+    by_hand, function = BY_HAND[name]
+    torch.testing.assert_close(by_hand(X), function(X))
+    assert relative_error(relevance(by_hand), relevance(function)) <= 1e-12
+    x = X.clone().requires_grad_()
+    model = build(lambda: Net(function))
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert relative_error(relevance(by_hand), gradient * X) > 1e-3  # the control
+
+
+GATED: dict[str, Step] = {
+    "highway": lambda z: z.sigmoid() * z.flip(1) + (1 - z.sigmoid()) * z,
+    "LSTM cell": lambda z: torch.tanh(z.tanh() * z.flip(1).sigmoid()) * z.roll(1).sigmoid(),
+    "twice a sigmoid": lambda z: z * (2 * torch.sigmoid(z.flip(1))),
+    "gate of gates": lambda z: z * (z.sigmoid() * z.flip(1).sigmoid()),
+    "reshaped": lambda z: (
+        z.reshape(4, 2, 4) * z.reshape(4, 2, 4).mean(2).sigmoid()[:, :, None].expand(4, 2, 4)
+    ).flatten(1),
+    "split": lambda z: (lambda a, b: torch.cat([a * b, a], 1))(
+        z[:, :4], z.sigmoid().chunk(2, 1)[1]
+    ),
+    "concatenated": lambda z: z * torch.cat([z[:, :4].sigmoid(), z[:, 4:].sigmoid()], 1),
+    "rms norm": lambda z: z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-3),
+    "layer norm": lambda z: (z - z.mean(1, keepdim=True)) / (z.var(1, keepdim=True) + 1e-3).sqrt(),
+    "one over": lambda z: z * (1 / (2 + z.abs().amax(1, keepdim=True))),
+    "sign": lambda z: z.abs() * torch.sign(z),
+    "branches": lambda z: (
+        torch.stack([z, z.flip(1)], 1) * torch.stack([z, 2 * z], 1).softmax(1)
+    ).sum(1),
+}
+
+
+@pytest.mark.parametrize("attention", ["attnlrp", "cp"])
+@pytest.mark.parametrize("name", GATED)
+def test_a_gate_keeps_the_sum(name, attention) -> None:
+    model = build(lambda: Net(GATED[name], bias=False))
+    explainer = LRP(model, presets.zero(), attention=attention, strict=True)
+    found, delta = explainer.attribute(X, 1, return_convergence_delta=True)
+    assert delta.abs().max() <= 1e-12 * found.abs().max()
+    rows = plan(model, X).rows
+    assert any(row.rule in ("gate held constant", "divisor held constant") for row in rows)
+    assert any(row.rule == "constant" for row in rows)
+
+
+def test_what_no_gate_is_shares() -> None:
+    def rules(step: Step) -> list[str]:
+        model = build(lambda: Net(step))
+        return [row.rule for row in plan(model, X).rows if row.type == "mul"]
+
+    assert rules(lambda z: z * z.flip(1)) == ["1/2 to each factor"]
+    assert rules(lambda z: z.tanh() * z.flip(1)) == ["1/2 to each factor"]
+    assert rules(lambda z: F.relu6(z) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: (z + 3).tanh() * z) == ["1/2 to each factor"]
+    assert rules(lambda z: z.sigmoid().mean(0) * z) == ["1/2 to each factor"]
+
+
+def test_a_mark_does_not_outlive_a_write() -> None:
+    t = gates.marked(torch.ones(2), gates.Gate.FACTOR)
+    assert gates.of(t) is gates.Gate.FACTOR
+    t += 1
+    assert gates.of(t) is None
