@@ -82,6 +82,12 @@ def slope_at_zero(
     return 1.0 if low < 0 < high else 0.0
 
 
+def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the call is a negative power: 1 over something, a factor and no signal."""
+    exponent = (*args, kwargs.get("exponent"))[1] if canonical_name(func) in POWERS else None
+    return isinstance(exponent, numbers.Real) and exponent < 0
+
+
 def _slope_of_power(exponent: Any) -> float | None:
     if not isinstance(exponent, numbers.Real) or exponent < 1:
         return None

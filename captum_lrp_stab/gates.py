@@ -7,13 +7,13 @@ as an attribute, with the version of the tensor it holds for.
 """
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_stab.operations import MOVING, canonical_name, made, tensors_in
+from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, made, tensors_in
 
 
 class Gate(Enum):
@@ -25,12 +25,19 @@ class Gate(Enum):
     SHIFTED = "a number was added: a gate once it is clamped"
 
 
-FUNCTIONS = frozenset("hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
+FUNCTIONS = frozenset("expit hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
 """Functions whose values are factors wherever they are multiplied by something."""
 
 _SHIFTING = frozenset("add rsub sub subtract".split())
 _SCALING = frozenset("div divide mul multiply neg negative rmul true_divide truediv".split())
-_PRESERVING = MOVING | _SHIFTING | _SCALING
+_POOLING = frozenset(
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
+    interpolate mean sum upsample
+    """.split()
+)
+_PRESERVING = MOVING | SELECTING | _SHIFTING | _SCALING | _POOLING
+_SHAPED_BY_ANOTHER = frozenset("expand_as reshape_as to type_as view_as".split())
 
 
 def of(t: Tensor) -> Gate | None:
@@ -51,7 +58,8 @@ def inherited(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
     name = canonical_name(func)
     if name not in _PRESERVING:
         return out
-    kinds = {of(t) for t in tensors_in(args, kwargs) if made(t)}
+    given = args[:1] if name in _SHAPED_BY_ANOTHER else args
+    kinds = {of(t) for t in tensors_in(given, kwargs) if made(t)}
     if len(kinds) != 1:
         return out
     kind = kinds.pop()
@@ -62,8 +70,18 @@ def inherited(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
     return marked(out, kind)
 
 
+def is_factor(t: Tensor) -> bool:
+    """Return whether a tensor is a gate, or weights."""
+    return of(t) in (Gate.FACTOR, Gate.SOFTMAX)
+
+
+def of_product(factors: Iterable[Tensor]) -> Gate:
+    """Return what a product of gates is."""
+    return Gate.SOFTMAX if Gate.SOFTMAX in map(of, factors) else Gate.FACTOR
+
+
 def of_activation(name: str, x: Tensor) -> Gate | None:
-    """Return what an activation makes of ``x``."""
+    """Return what an activation makes of a signal ``x``."""
     if name in ("erf", "tanh"):
         return Gate.ODD
     clamps = name in ("clamp", "clip", "hardtanh", "relu6")

@@ -50,13 +50,13 @@ MIXING = frozenset(
 )
 """Operations that are linear in all their inputs together: LRP-0."""
 
-HOMOGENEOUS = frozenset("abs absolute norm std vector_norm linalg_vector_norm".split())
+HOMOGENEOUS = frozenset("abs absolute matrix_norm norm std vector_norm".split())
 """Operations with f(a x) = a f(x) for a > 0: by Euler, gradient x input is conserved."""
 
 PRODUCTS = frozenset(
     """
     addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul cross dot einsum inner kron
-    matmul mm mul multiply mv outer rmatmul rmul sparse_mm tensordot vdot
+    matmul mm mul multi_dot multiply mv outer rmatmul rmul sparse_mm tensordot vdot vecdot
     """.split()
 )
 """Operations that are linear in each of their factors."""
@@ -93,6 +93,7 @@ def canonical_name(func: Callable[..., Any]) -> str:
     if func.__name__ == "__get__":  # an attribute, such as x.T
         return func.__self__.__name__  # type: ignore[attr-defined, no-any-return]
     name = getattr(func, "__name__", str(func)).strip("_")
+    name = name.removeprefix("special_").removeprefix("linalg_")
     if name[0:1] == "i" and name[1:] in _OPERATORS:  # __iadd__
         return name[1:]
     if name[0:1] == "r" and name[1:] in ("add",):

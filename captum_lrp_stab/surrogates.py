@@ -202,8 +202,49 @@ def gated_linear_unit(input: Tensor, dim: int = -1) -> Tensor:
     return signal * torch.sigmoid(gate)
 
 
-WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    """Return ``torch.lerp`` of the arguments."""
+    return input + weight * (end - input)
+
+
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """Return ``torch.addcdiv`` of the arguments."""
+    return input + value * tensor1 / tensor2
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Return ``F.cosine_similarity`` of the arguments."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(x, dim=dim).clamp_min(eps) for x in (x1, x2)]
+    return (x1 * x2).sum(dim) / (norms[0] * norms[1])
+
+
+def var_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Return ``torch.var_mean`` of the arguments."""
+    return torch.var(input, *args, **kwargs), _mean(input, *args, **kwargs)
+
+
+def std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Return ``torch.std_mean`` of the arguments."""
+    return torch.std(input, *args, **kwargs), _mean(input, *args, **kwargs)
+
+
+def _mean(
+    input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, **ignored: Any
+) -> Tensor:
+    if dim is None or isinstance(dim, bool):  # of the whole; a bool is ``unbiased``
+        dim = tuple(range(input.dim()))
+    return input.mean(dim, keepdim=keepdim)
+
+
+WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention,
     F.glu: gated_linear_unit,
+    F.cosine_similarity: cosine_similarity,
+    torch.lerp: lerp,
+    Tensor.lerp: lerp,
+    torch.addcdiv: addcdiv,
+    Tensor.addcdiv: addcdiv,
+    torch.var_mean: var_mean,
+    torch.std_mean: std_mean,
 }
 """From a torch function to the same in single operations."""

@@ -60,7 +60,8 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         unpadded, pad, versions = tag
         if versions == (unpadded._version, x._version):
             x, op = unpadded, replace(op, pad=pad)
-    return mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+    out = mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+    return gates.inherited(out, func, args, kwargs)
 
 
 def batch_norm(
@@ -190,6 +191,8 @@ def activation(
     """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
     x, others = _first(args, kwargs), _rest(kwargs)
     slope = activations.slope_at_zero(func, args, kwargs)
+    if activations.is_inverse(func, args, kwargs) or gates.is_factor(x):
+        return gate(mode, operation, func, args, kwargs)
     if slope is None or not made(x) or any(made(t) for t in _others(args, kwargs)):
         return unknown(mode, operation, func, args, kwargs)
     operation.treatment = "passed"
@@ -231,7 +234,7 @@ def product(
     ]
     operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
     out = _shared(mode, operation, func, shares, args, kwargs)
-    return gates.marked(out, gates.Gate.FACTOR) if gates_alone else out
+    return gates.marked(out, gates.of_product(tensors)) if gates_alone else out
 
 
 def _is_held(mode: Interception, factor: Tensor, func: Function) -> bool:
@@ -260,7 +263,8 @@ def quotient(
     operation.treatment = "divisor held constant"
     second = [False, True] if divisor is not args[0] else [True, False]
     shares = [surrogates.HELD if is_divisor else None for is_divisor in second]
-    return _shared(mode, operation, func, shares, args, kwargs)
+    out = _shared(mode, operation, func, shares, args, kwargs)
+    return gates.marked(out, gates.of(numerator))
 
 
 def _shared(
@@ -304,7 +308,8 @@ def softmax(
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run a function whose values are gates, and which has no rule where they are not."""
-    return gates.marked(unknown(mode, operation, func, args, kwargs), gates.Gate.FACTOR)
+    kind = gates.of_product([_first(args, kwargs)])
+    return gates.marked(unknown(mode, operation, func, args, kwargs), kind)
 
 
 # the tables --------------------------------------------------------------------------------------

@@ -82,6 +82,18 @@ GATED: dict[str, Step] = {
     "layer norm": lambda z: (z - z.mean(1, keepdim=True)) / (z.var(1, keepdim=True) + 1e-3).sqrt(),
     "one over": lambda z: z * (1 / (2 + z.abs().amax(1, keepdim=True))),
     "sign": lambda z: z.abs() * torch.sign(z),
+    "shaped by the signal": lambda z: z * z.mean(1, keepdim=True).sigmoid().expand_as(z),
+    "pooled": lambda z: z * F.avg_pool1d(z.sigmoid(), 2).repeat_interleave(2, 1).clamp(0.1, 0.9),
+    "interpolated": lambda z: z * F.interpolate(z[:, None, :4].sigmoid(), 8)[:, 0],
+    "negative power": lambda z: z * (z.square().mean(1, keepdim=True) + 1e-3) ** -0.5,
+    "lerp": lambda z: torch.lerp(z, z.flip(1), z.sigmoid()),
+    "addcdiv": lambda z: torch.addcdiv(z, z.flip(1), 1 + z.abs(), value=0.5),
+    "var_mean": lambda z: (lambda v, m: (z - m) / (v + 1e-3).sqrt())(
+        *torch.var_mean(z, 1, keepdim=True)
+    ),
+    "std_mean": lambda z: (lambda s, m: z * m / (s + 1))(*torch.std_mean(z, 1, True, True)),
+    "cosine": lambda z: F.cosine_similarity(z, z.flip(1))[:, None] * z,
+    "aliases": lambda z: torch.special.expit(z) * torch.special.erf(z),
     "branches": lambda z: (
         torch.stack([z, z.flip(1)], 1) * torch.stack([z, 2 * z], 1).softmax(1)
     ).sum(1),
@@ -109,7 +121,9 @@ def test_what_no_gate_is_shares() -> None:
     assert rules(lambda z: z.tanh() * z.flip(1)) == ["1/2 to each factor"]
     assert rules(lambda z: F.relu6(z) * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z + 3).tanh() * z) == ["1/2 to each factor"]
-    assert rules(lambda z: z.sigmoid().mean(0) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: F.linear(z.sigmoid(), torch.eye(8).double()) * z) == [
+        "1/2 to each factor"
+    ]
 
 
 def test_a_mark_does_not_outlive_a_write() -> None:
