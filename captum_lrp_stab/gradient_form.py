@@ -17,7 +17,8 @@ from torch import Tensor
 from captum_lrp_stab import activations, operations
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.interception import Call, Interception
-from captum_lrp_stab.sites import Site
+from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.trace import Trace
 
 
@@ -136,6 +137,8 @@ class GradientForm(Interception):
     ) -> tuple[Tensor, ...]:
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
         self.trace = trace
+        self.stretch: Stretch | None = None
+        self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
         self._probes = {(probe.name, probe.at_input): probe for probe in probes}
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
         # rules that are not proportional to x send relevance, not a coefficient: it is carried by
@@ -154,6 +157,13 @@ class GradientForm(Interception):
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return the relevance of a tensor, given what the backward pass carries for it."""
         return times(value, carried)
+
+    def _relevance_of(self, t: Tensor, carried: Tensor) -> Tensor:
+        return carried if self.carries_relevance(t) else self.relevance_of(t.detach(), carried)
+
+    def carries_relevance(self, t: Tensor) -> bool:
+        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+        return False
 
     def relevances(self, score: Tensor) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
@@ -175,7 +185,7 @@ class GradientForm(Interception):
         count = len(self.leaves)
         totals = []
         for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
-            total = torch.zeros_like(leaf) if c is None else self.relevance_of(leaf.detach(), c)
+            total = torch.zeros_like(leaf) if c is None else self._relevance_of(leaf, c)
             totals.append((total if direct is None else total + direct).detach())
         return tuple(totals)
 
@@ -191,9 +201,19 @@ class GradientForm(Interception):
                 f"in the same way, with: {error}. Make that operation out of place"
             ) from error
 
+    def settle(self, output: Any, whole: bool = False) -> None:
+        """Note which operations relevance reaches, and what must run in relevance form.
+
+        Raises:
+            RuleError: Something of it has no LRP rule.
+        """
+        self.stretch = stretch_of(self.operations, self._direct_sites)
+        self._direct_sites.clear()
+        super().settle(output, whole)
+
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        carrier = self.carrier_of(site)
+        carrier = None if site.rule.proportional else self.carrier_of(site)
         out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self.trace)
         if self.trace is not None:
             self.trace.forward(site.operation, site.x, out)
@@ -217,21 +237,10 @@ class GradientForm(Interception):
         return self._carrier(x) is not None
 
     def carrier_of(self, site: Site) -> Tensor | None:
-        """Return what collects relevance beside the layer's input, None for proportional rules.
-
-        Raises:
-            RuleError: The rule is not proportional and the layer does not read the model's input.
-        """
-        if site.rule.proportional:
-            return None
+        """Return what collects the relevance of an input beside it, None if ``site`` reads none."""
         carrier = self._carrier(site.x)
-        if carrier is None:
-            raise RuleError(
-                f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
-                "that is not proportional to the layer's input, so it serves layers that read "
-                "the model's input as it is; move it to the first layer, normalise the input "
-                "outside the model, or take a proportional rule such as EpsilonRule"
-            )
+        site.reads_input = carrier is not None
+        self._direct_sites.append(site)
         return carrier
 
     def _carrier(self, x: Tensor) -> Tensor | None:
@@ -257,8 +266,11 @@ class GradientForm(Interception):
         out = super().on_merge(site, call)
         return self._probe_all(self._probes.get((site.name, False)), out)  # type: ignore[no-any-return]
 
-    def on_operands(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def on_operands(
+        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
         """Probe the arguments of an operation that is no module if asked to."""
+        name = operation.name
         probe = self._probes.get((name, True)) if name not in self.places.modules else None
         if probe is None:
             return args, kwargs
@@ -270,8 +282,9 @@ class GradientForm(Interception):
 
         return operations.mapped(change, args), operations.mapped(change, kwargs)
 
-    def on_result(self, name: str, result: Any) -> Any:
+    def on_result(self, operation: Operation, result: Any) -> Any:
         """Probe the result of an operation that is no module if asked to."""
+        name = operation.name
         probe = self._probes.get((name, False)) if name not in self.places.modules else None
         return self._probe_all(probe, result)
 
@@ -288,14 +301,16 @@ class GradientForm(Interception):
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
 
+        as_it_is = self.carries_relevance(value)
+
         def note(value: Tensor, carried: Tensor) -> None:
-            probe.note(position, self.relevance_of(value, carried))
+            probe.note(position, carried if as_it_is else self.relevance_of(value, carried))
 
         def note_direct(relevance: Tensor) -> None:
             probe.note(position, relevance)
 
         probed: Tensor = _ProbeStep.apply(value, note)
-        for name in ("_lrp_site", "_lrp_gate"):  # a batch norm may merge with it still
+        for name in ("_lrp_site", "_lrp_gate", "_lrp_relevance"):
             tag = getattr(value, name, None)
             if tag is not None and tag[1] == value._version:
                 setattr(probed, name, (tag[0], probed._version))

@@ -45,6 +45,7 @@ class Interception(TorchFunctionMode, ABC):
         self.places = Places(model)
         self.operations: list[Operation] = []
         self.leaves: tuple[Tensor, ...] = ()  # the tensors that stand for the model's inputs
+        self._count = 0  # of operations listed so far
         self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
         self._served: set[str] = set()  # layers whose rule met an operation it can serve
 
@@ -74,12 +75,14 @@ class Interception(TorchFunctionMode, ABC):
         """Return whether ``x`` is an input of the model as it is, or only moved."""
         return False
 
-    def on_operands(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return what operation ``name`` gets in place of its arguments."""
+    def on_operands(
+        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Return what an operation gets in place of its arguments."""
         return args, kwargs
 
-    def on_result(self, name: str, result: Any) -> Any:
-        """Return what operation ``name`` gives in place of its result."""
+    def on_result(self, operation: Operation, result: Any) -> Any:
+        """Return what an operation gives in place of its result."""
         return result
 
     # dispatch ------------------------------------------------------------------------------------
@@ -101,7 +104,8 @@ class Interception(TorchFunctionMode, ABC):
             with self:
                 return written_out(*args, **kwargs)
         operation = self._operation(func, args)
-        args, kwargs = self.on_operands(operation.name, args, kwargs)
+        operation.ordinals = frozenset([self._count])
+        args, kwargs = self.on_operands(operation, func, args, kwargs)
         out = (treatment or treatments.unknown)(self, operation, func, args, kwargs)
         return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, func)
 
@@ -138,7 +142,8 @@ class Interception(TorchFunctionMode, ABC):
                 )
         operation.note(results, in_place=operations.writes(func, {}))
         self.operations.append(operation)
-        return self.on_result(operation.name, out)
+        self._count += 1
+        return self.on_result(operation, out)
 
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note, after the pass, which operations relevance reaches on its way from ``output``.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_lrp_stab import kernel
 from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Group, Part
@@ -33,9 +34,25 @@ class ModifiedForward(GradientForm):
         """Return ``value * gradient``."""
         return value * carried
 
+    def carrier_of(self, site: Site) -> Tensor:
+        """Return what collects the relevance of an input beside it.
+
+        Raises:
+            RuleError: The layer does not read the model's input.
+        """
+        carrier = super().carrier_of(site)
+        if carrier is None:
+            raise RuleError(
+                f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
+                "that is not proportional to the layer's input, so in this form it serves layers "
+                "that read the model's input as it is; use the gradient form, or a proportional "
+                "rule such as EpsilonRule"
+            )
+        return carrier
+
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the modified output."""
-        carrier = self.carrier_of(site)
+        carrier = None if site.rule.proportional else self.carrier_of(site)
         watch = None if self.trace is None else _Watch(self.trace, site.operation)
         x = site.x if watch is None else watch.entering(site.x)
         with torch.no_grad():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import checks, operations
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm, Probe
+from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.trace import Trace
@@ -74,6 +75,11 @@ def propagate(
     mode = form(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
         output = _forward(mode, model, xs, additional_forward_args, probes, trace)
+        if mode.stretch is not None:  # known now, and not before
+            mode = MixedForm(model, rule_set, mode.stretch)
+            if trace is not None:
+                trace.layers.clear()
+            output = _forward(mode, model, xs, additional_forward_args, probes, trace)
         if strict:
             done = mode.operations + _hidden_fallbacks(output)
             refuse([o.describe_fallback() for o in done if o.fallback and o.reached])

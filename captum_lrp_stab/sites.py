@@ -23,6 +23,7 @@ class Operation:
     fallback: str = ""  # why it gets its plain gradient
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
+    ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
 
     def describe_fallback(self) -> str:
         """Return the operation and why it gets its plain gradient, in words."""
@@ -46,6 +47,7 @@ class Site:
     z: Tensor = field(init=False)  # an alias of the output's memory
     version: int = field(init=False)  # of z, as long as it is the pre-activation where it matters
     rectified: bool = False  # an in-place ReLU has written over z
+    reads_input: bool = False  # whether x is an input of the model as it is, or only moved
 
     @property
     def name(self) -> str:

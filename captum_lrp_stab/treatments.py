@@ -92,6 +92,7 @@ def batch_norm(
             mode.operations.remove(site.operation)
             operation.name, operation.kind = site.operation.name, site.operation.kind
             operation.batch_norm = name
+            operation.ordinals |= site.operation.ordinals
             one = Site(operation, merged, site.rule, site.x)
             return mode.on_merge(one, lambda: func(*args, **kwargs))
     rule = mode.rule_of(name, func, x)

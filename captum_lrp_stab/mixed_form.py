@@ -1,0 +1,159 @@
+r"""Gradient form above, relevance form below a layer whose rule is not proportional to its input.
+
+The zB, :math:`w^2` and flat rules give the relevance of a layer's input, not a coefficient: an
+input of 0 can have relevance, and no coefficient can say so. So the stretch of the network that
+such a layer reads runs in relevance form: the backward pass carries R instead of c there. Where an
+operation needs the other, R becomes :math:`c = R / x` and c becomes :math:`R = x c`, with 0 / 0
+counting as 0: an operation whose output is 0 has nothing to hand down.
+
+Which operations the stretch has is known only when the pass has met such a layer, so that a first
+pass, in gradient form, looks for it (``stretch``), and a second one follows.
+
+Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_stab import activations, operations, treatments
+from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.gradient_form import GradientForm, times
+from captum_lrp_stab.interception import Call
+from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.stretch import Stretch
+
+
+class MixedForm(GradientForm):
+    """Carry relevance in the stretch, coefficients elsewhere.
+
+    Args:
+        model: See :class:`~captum_lrp_stab.interception.Interception`.
+        rule_set: The rule of each operation.
+        stretch: Of an earlier pass.
+    """
+
+    def __init__(self, model: nn.Module, rule_set: RuleSet, stretch: Stretch) -> None:
+        super().__init__(model, rule_set)
+        self._stretch = stretch
+        self._below = self._direct = False  # of the operation that is running
+
+    def prepare(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """Return stand-ins for the inputs, which collect relevance."""
+        stand_ins = super().prepare(*arguments)
+        for t in (*self.leaves, *stand_ins):
+            _marked(t)
+        return stand_ins
+
+    def carries_relevance(self, t: Tensor) -> bool:
+        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+        return getattr(t, "_lrp_relevance", (False, -1)) == (True, t._version)
+
+    def carrier_of(self, site: Site) -> None:
+        """Return None: relevance goes to the layer's input itself."""
+
+    def on_operands(
+        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Turn coefficients into relevance where an operation above reads what the stretch made.
+
+        Raises:
+            ModelError: It writes over what the stretch made.
+        """
+        args, kwargs = super().on_operands(operation, func, args, kwargs)
+        self._below = not operation.ordinals.isdisjoint(self._stretch.below)
+        self._direct = not operation.ordinals.isdisjoint(self._stretch.direct)
+        if self._below or self._direct:
+            return args, kwargs
+        given = [t for t in operations.tensors_in(args, kwargs) if operations.made(t)]
+        if treatments.of(func) is treatments.moving and all(map(self.carries_relevance, given)):
+            self._below = True  # moved as it is; a copy would be no view
+            return args, kwargs
+        in_place = func is Tensor.__setitem__ or activations.is_inplace(func, args, kwargs)
+        if in_place and self.carries_relevance(args[0]):
+            raise ModelError(
+                f"operation '{operation.name}' writes in place over what a layer has read whose "
+                "rule is not proportional to its input; make the operation out of place"
+            )
+
+        def change(t: Tensor) -> Tensor:
+            return _from_coefficient(t) if self.carries_relevance(t) else t
+
+        return operations.mapped(change, args), operations.mapped(change, kwargs)
+
+    def on_result(self, operation: Operation, result: Any) -> Any:
+        """Mark what the stretch makes."""
+        result = super().on_result(operation, result)
+        if self._below:
+            for t in operations.tensors_in((result,), {}):
+                _marked(t)
+        return result
+
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the layer's output with its rule as backward pass."""
+        if not site.rule.proportional and not self.carries_relevance(site.x):
+            raise ModelError(
+                f"layer '{site.name}': its input is written in place through a view, so that it "
+                "cannot be followed below this rule; make that operation out of place"
+            )
+        if not self._below:
+            return super().affine(site, call)
+        x = _from_coefficient(site.x) if site.rule.proportional else site.x
+        inner = replace(site, x=x)
+        out = _to_coefficient(super().affine(inner, call))
+        site.keep(inner.z)
+        return out
+
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)``, in the stretch with relevance passing as it is."""
+        if not self._below:
+            return super().activation(z, slope, g)
+        with torch.no_grad():
+            y = g(z)
+        return Step.apply(lambda R: (R,), y, z)  # type: ignore[no-any-return]
+
+    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a ReLU or one of its kin, in the stretch with relevance passing as it is."""
+        if not self._below:
+            return super().rectifier(func, args, kwargs)
+        x = args[0] if args else kwargs["input"]
+        others = {key: value for key, value in kwargs.items() if key != "input"}
+        out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **others))
+        return x.copy_(out) if activations.is_inplace(func, args, kwargs) else out
+
+    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run an operation that mixes its inputs, in the stretch between two changes of form."""
+        if not self._below:
+            return super().mixing(operation, func, args, kwargs)
+
+        def change(t: Tensor) -> Tensor:
+            return _from_coefficient(t) if operations.made(t) else t
+
+        plain = operations.out_of_place(func)
+        given = operations.mapped(change, args), operations.mapped(change, kwargs)
+        out = operations.mapped(_to_coefficient, plain(*given[0], **given[1]))
+        return out if plain is func else args[0].copy_(out)
+
+
+def _marked(t: Tensor) -> Tensor:
+    t._lrp_relevance = (True, t._version)  # type: ignore[attr-defined]
+    return t
+
+
+def _from_coefficient(t: Tensor) -> Tensor:
+    """Return a copy of ``t`` that turns the coefficient it is handed into relevance."""
+    value = t.detach().clone()
+    return Step.apply(lambda c: (times(value, c),), value, t)  # type: ignore[no-any-return]
+
+
+def _to_coefficient(t: Tensor) -> Tensor:
+    """Return a copy of ``t`` that turns the relevance it is handed into a coefficient."""
+    value = t.detach().clone()
+    return Step.apply(  # type: ignore[no-any-return]
+        lambda R: ((R / value).masked_fill(value == 0, 0),), value, t
+    )
