@@ -211,7 +211,7 @@ class ZBoxRule(Rule):
         R_j = \sum_k \frac{x_j w_{jk} - l_j w_{jk}^+ - h_j w_{jk}^-}
         {s(\sum_j (x_j w_{jk} - l_j w_{jk}^+ - h_j w_{jk}^-))} R_k
 
-    For layers that read the model's input.
+    For the first layer; at any other what is below it runs in relevance form.
 
     Args:
         low: Smallest possible input, a number or a tensor that broadcasts to the input's shape
@@ -302,7 +302,8 @@ class WSquareRule(Rule):
 
     .. math:: R_j = \sum_k \frac{w_{jk}^2}{s(\sum_j w_{jk}^2 + b_k^2)} R_k
 
-    For layers that read the model's input, when it is not bounded.
+    For the first layer, when its input is not bounded; at any other what is below it runs in
+    relevance form.
 
     Args:
         stabilizer: See :class:`Rule`.
@@ -324,7 +325,7 @@ class FlatRule(Rule):
 
     .. math:: R_j = \sum_k \frac{1}{s(\sum_j 1)} R_k
 
-    For layers that read the model's input.
+    For the first layer; at any other what is below it runs in relevance form.
 
     Args:
         stabilizer: See :class:`Rule`.
