@@ -58,6 +58,7 @@ class Investigation:
     weights: str
     form: str
     rules: str
+    attention: Attention
     dtype: str
     target: int
     label: str
@@ -165,6 +166,7 @@ def investigate(
         classifier.weights,
         form,
         described,
+        attention,
         dtype,
         target,
         classifier.label(target),

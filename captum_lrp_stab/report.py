@@ -222,8 +222,8 @@ def _origin(finding: Finding) -> str:
 
 
 def _subject(investigation: Investigation) -> dict[str, Any]:
-    names = ("model", "weights", "form", "rules", "dtype", "target", "label", "probability")
-    return {name: getattr(investigation, name) for name in (*names, "score", "fallbacks")}
+    names = "model weights form rules attention dtype target label probability score fallbacks"
+    return {name: getattr(investigation, name) for name in names.split()}
 
 
 def _short(value: float | None) -> str:
