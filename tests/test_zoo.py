@@ -1,5 +1,6 @@
 """Models by name: preprocessing, weights, and every way in which they cannot be had."""
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from captum_lrp_stab import pictures, zoo
+from captum_lrp_stab import caffe, pictures, zoo
 from captum_lrp_stab.errors import MissingExtraError, ModelError, WeightsError
 
 TINY = "squeezenet1_1"  # the smallest torchvision classifier
@@ -47,6 +49,38 @@ def test_lite0_sees_an_espresso(lite0: zoo.Classifier, coffee: Image.Image) -> N
     assert probabilities.max() > 0.9
     assert picture.size == (224, 224)
     assert not any(module.training for module in lite0.model.modules())
+
+
+def test_the_original_squeezenet_sees_an_espresso(coffee: Image.Image) -> None:
+    classifier = zoo.load(zoo.CAFFE_SQUEEZENET)
+    picture = classifier.preprocessing.picture(coffee)
+    x = classifier.preprocessing.input(picture)
+    with torch.no_grad():
+        probabilities = classifier.model(x).softmax(1)[0]
+        mirrored = classifier.model(x.flip(1)).softmax(1)[0]  # blue for red
+    assert classifier.label(int(probabilities.argmax())) == "espresso"
+    assert probabilities.max() > 0.9
+    assert mirrored[int(probabilities.argmax())] < 0.5
+    pixels = x - classifier.preprocessing.low
+    assert torch.equal(pixels.round(), pil_to_tensor(picture)[None].float())
+
+
+def test_weights_that_hold_more_than_arrays_are_refused(monkeypatch, tmp_path) -> None:
+    package = tmp_path / "ndf"
+    file = package / caffe._FILE
+    file.parent.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    file.write_bytes(pickle.dumps({"conv1": Path("anything")}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(WeightsError, match=r"pathlib.* is no part of an array"):
+        zoo.load(zoo.CAFFE_SQUEEZENET)
+    file.unlink()
+    with pytest.raises(WeightsError, match="No such file"):
+        zoo.load(zoo.CAFFE_SQUEEZENET)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"demo.*--weights none"):
+        zoo.load(zoo.CAFFE_SQUEEZENET)
+    assert zoo.load(zoo.CAFFE_SQUEEZENET, "none").categories is None
 
 
 def test_lite0_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
