@@ -253,7 +253,8 @@ def quotient(
     if kwargs.get("rounding_mode"):
         operation.fallback = "rounding has no gradient"
         return func(*args, **kwargs)
-    numerator, divisor = args[0], (*args, kwargs.get("other"))[1]
+    numerator = _first(args, kwargs)
+    divisor = kwargs["other"] if "other" in kwargs else args[1]
     if func.__name__.strip("_").startswith("r"):
         numerator, divisor = divisor, numerator
     if not isinstance(divisor, Tensor) or not mode.depends_on_input(divisor):
@@ -262,8 +263,9 @@ def quotient(
         operation.fallback = "a division by a value that depends on the input"
         return gates.marked(func(*args, **kwargs), gates.Gate.FACTOR)
     operation.treatment = "divisor held constant"
-    second = [False, True] if divisor is not args[0] else [True, False]
-    shares = [surrogates.HELD if is_divisor else None for is_divisor in second]
+    shares = [surrogates.HELD if t is divisor else None for t in tensors_in(args, kwargs)]
+    if numerator is divisor:
+        shares[0] = None
     out = _shared(mode, operation, func, shares, args, kwargs)
     return gates.marked(out, gates.of(numerator))
 
