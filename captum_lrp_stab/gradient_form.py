@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import activations, operations
-from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
+from captum_lrp_stab.probes import CarrierProbeStep, Probe, ProbeStep
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.trace import Trace
@@ -73,55 +74,10 @@ class _FactorStep(torch.autograd.Function):
         return upstream[0] * factor, None, None
 
 
-class _ProbeStep(torch.autograd.Function):
-    """A copy of a tensor that notes, in the backward pass, the tensor and what it is handed."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, note: Callable[[Tensor, Tensor], None]) -> Tensor:
-        """Return a copy, so that writing to it in place leaves the value alone."""
-        copy = value.clone()
-        ctx.save_for_backward(value.detach().clone())
-        ctx.note = note
-        return copy
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Note the value and c, and hand c on."""
-        (value,) = ctx.saved_tensors
-        ctx.note(value, upstream[0])
-        return upstream[0], None
-
-
-def times(x: Tensor, c: Tensor) -> Tensor:
-    """Return the relevance ``x * c``, 0 where either is 0."""
-    return (x * c).masked_fill_((x == 0) | (c == 0), 0)
-
-
-class Probe:
-    """The relevance of a layer's output or input, summed over its uses in one pass."""
-
-    def __init__(self, name: str, at_input: bool) -> None:
-        self.name = name
-        self.at_input = at_input
-        self.was_tuple = False
-        self.relevances: list[Tensor | None] = []
-
-    def start(self, tensors: tuple[Any, ...], was_tuple: bool) -> None:
-        """Make room for the tensors of one use of the layer."""
-        self.was_tuple = was_tuple
-        missing = len(tensors) - len(self.relevances)
-        self.relevances.extend([None] * missing)
-
-    def note(self, position: int, relevance: Tensor) -> None:
-        """Add the relevance of one use."""
-        known = self.relevances[position]
-        if known is not None and known.shape != relevance.shape:
-            raise RuleError(
-                f"layer '{self.name}' is used with shapes {tuple(known.shape)} and "
-                f"{tuple(relevance.shape)}; its relevance has no single shape, so attribute to "
-                "another layer"
-            )
-        self.relevances[position] = relevance if known is None else known + relevance
+def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the relevance ``x * c / scale``, 0 where either is 0."""
+    R = x * c if scale == 1 else (x.float() * c.float() / scale).to(x.dtype)
+    return R.masked_fill_((x == 0) | (c == 0), 0)
 
 
 _MOVES = frozenset(
@@ -132,11 +88,17 @@ _MOVES = frozenset(
 class GradientForm(Interception):
     """Carry coefficients; see the module's docstring."""
 
+    #: In float16 what is carried is multiplied by this: coefficients below 1e-7, which would be
+    #: rounded to 0, are common, and such above 64 are not. All is proportional to the seed, so that
+    #: a power of 2 changes nothing else.
+    float16_scale = 2.0**10
+
     def prepare(
         self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], trace: Trace | None
     ) -> tuple[Tensor, ...]:
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
         self.trace = trace
+        self._scale = 1.0  # of what the backward pass carries
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
         self._probes = {(probe.name, probe.at_input): probe for probe in probes}
@@ -156,10 +118,11 @@ class GradientForm(Interception):
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return the relevance of a tensor, given what the backward pass carries for it."""
-        return times(value, carried)
+        return times(value, carried, self._scale)
 
     def _relevance_of(self, t: Tensor, carried: Tensor) -> Tensor:
-        return carried if self.carries_relevance(t) else self.relevance_of(t.detach(), carried)
+        as_it_is = self.carries_relevance(t)
+        return carried / self._scale if as_it_is else self.relevance_of(t.detach(), carried)
 
     def carries_relevance(self, t: Tensor) -> bool:
         """Return whether the backward pass hands this tensor relevance, not a coefficient."""
@@ -174,7 +137,15 @@ class GradientForm(Interception):
         points = (*self.leaves, *self.carriers)
         gradients: tuple[Tensor | None, ...] = ()
         if score.requires_grad:
+            half = any(t.dtype == torch.float16 for t in (score, *self.leaves))
+            # a trace is for what overflows without it
+            self._scale = self.float16_scale if half and self.trace is None else 1.0
             gradients = self._gradients(score, points)
+            if self._scale != 1 and not self._are_finite(gradients):
+                self._scale = 1.0
+                for probe in self._probes.values():
+                    probe.forget()
+                gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
             model = type(self.places.modules[""]).__name__
             raise ModelError(
@@ -186,12 +157,17 @@ class GradientForm(Interception):
         totals = []
         for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
             total = torch.zeros_like(leaf) if c is None else self._relevance_of(leaf, c)
-            totals.append((total if direct is None else total + direct).detach())
+            totals.append((total if direct is None else total + direct / self._scale).detach())
         return tuple(totals)
 
+    def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
+        noted = (R for probe in self._probes.values() for R in probe.relevances)
+        return all(bool(t.isfinite().all()) for t in (*gradients, *noted) if t is not None)
+
     def _gradients(self, score: Tensor, points: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        seed, again = self.seed(score) * self._scale, self._scale != 1
         try:
-            return torch.autograd.grad(score, points, self.seed(score), allow_unused=True)
+            return torch.autograd.grad(score, points, seed, retain_graph=again, allow_unused=True)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -303,35 +279,19 @@ class GradientForm(Interception):
 
         as_it_is = self.carries_relevance(value)
 
-        def note(value: Tensor, carried: Tensor) -> None:
-            probe.note(position, carried if as_it_is else self.relevance_of(value, carried))
+        def note(value: Tensor, c: Tensor) -> None:
+            probe.note(position, c / self._scale if as_it_is else self.relevance_of(value, c))
 
         def note_direct(relevance: Tensor) -> None:
-            probe.note(position, relevance)
+            probe.note(position, relevance / self._scale)
 
-        probed: Tensor = _ProbeStep.apply(value, note)
-        for name in ("_lrp_site", "_lrp_gate", "_lrp_relevance"):
+        probed: Tensor = ProbeStep.apply(value, note)
+        for name in ("_lrp_site", "_lrp_gate", "_lrp_order", "_lrp_relevance"):
             tag = getattr(value, name, None)
             if tag is not None and tag[1] == value._version:
                 setattr(probed, name, (tag[0], probed._version))
         carrier = self._carrier(value)
         if carrier is not None:
-            branch = _CarrierProbeStep.apply(carrier, note_direct)
+            branch = CarrierProbeStep.apply(carrier, note_direct)
             self._carried.append((probed, probed._version, branch))
         return probed
-
-
-class _CarrierProbeStep(torch.autograd.Function):
-    """A carrier of relevance that notes what it carries."""
-
-    @staticmethod
-    def forward(ctx: Any, carrier: Tensor, note: Callable[[Tensor], None]) -> Tensor:
-        """Return a copy of the carrier."""
-        ctx.note = note
-        return carrier.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Note the relevance and hand it on."""
-        ctx.note(upstream[0])
-        return upstream[0], None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import describe, operations, surrogates, treatments, types
+from captum_lrp_stab import describe, operations, surrogates, ties, treatments, types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.operations import made, tensors_in
@@ -188,6 +188,7 @@ class Interception(TorchFunctionMode, ABC):
         site.operation.rule = site.rule
         out = self.affine(site, call)
         out._lrp_site = (site, out._version)  # type: ignore[attr-defined]
+        ties.keep_order(out, site)
         return out
 
     def on_merge(self, site: Site, call: Call) -> Tensor:

@@ -18,8 +18,8 @@ from captum_lrp_stab.errors import (
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
 )
-from captum_lrp_stab.gradient_form import Probe
 from captum_lrp_stab.leaves import leaf_modules
+from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.propagation import Propagation, explain_nonfinite, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.trace import Trace

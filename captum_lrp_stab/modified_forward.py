@@ -30,6 +30,8 @@ class ModifiedForward(GradientForm):
     Constants that a rule sends through the layer, such as box bounds, collect relevance as well.
     """
 
+    float16_scale = 1.0  # unprotected here as well
+
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return ``value * gradient``."""
         return value * carried

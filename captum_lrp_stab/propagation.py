@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import checks, operations
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
-from captum_lrp_stab.gradient_form import GradientForm, Probe
+from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.mixed_form import MixedForm
+from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.trace import Trace

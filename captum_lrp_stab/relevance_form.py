@@ -35,6 +35,8 @@ class RelevanceForm(GradientForm):
             ...); None for none.
     """
 
+    float16_scale = 1.0  # unprotected here as well
+
     def __init__(
         self, model: nn.Module, rule_set: RuleSet, stabilizer: StabilizerLike | None = None
     ) -> None:

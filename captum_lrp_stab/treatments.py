@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import activations, describe, gates, operations, surrogates
+from captum_lrp_stab import activations, describe, gates, operations, surrogates, ties
 from captum_lrp_stab.affine import Convolution, Pad
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import canonical_name, made, tensors_in
@@ -137,6 +137,16 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     return out
 
 
+def max_pool(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a max pool; in half precision ties are broken by the values before rounding."""
+    pool = ties.resolved(canonical_name(func), _first(args, kwargs))
+    if kwargs.get("return_indices"):
+        pool = None
+    return moving(mode, operation, func if pool is None else pool, args, kwargs)
+
+
 def dropout(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
@@ -172,6 +182,14 @@ def rectifier(
 ) -> Any:
     """Run an activation that is linear on each side of 0: relevance passes by its derivative."""
     operation.treatment = "passed"
+    x = _first(args, kwargs)
+    version = x._version
+    out = _rectified(mode, func, args, kwargs)
+    ties.pass_order(x, version, out)
+    return out
+
+
+def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> Any:
     x = _first(args, kwargs)
     site = current_site(x)
     if site is None or not activations.is_inplace(func, args, kwargs):
@@ -366,6 +384,7 @@ _BY_FUNCTION: dict[Function, Treatment] = {
 }
 _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(operations.MOVING | operations.SELECTING, moving),
+    **dict.fromkeys(ties.POOLS, max_pool),
     **dict.fromkeys(operations.MIXING | operations.HOMOGENEOUS, mixing),
     **dict.fromkeys(operations.PRODUCTS, product),
     **dict.fromkeys(operations.QUOTIENTS, quotient),

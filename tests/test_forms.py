@@ -15,9 +15,9 @@ from torchvision.transforms.functional import to_tensor
 from captum_lrp_stab import EpsilonRule, GammaRule, presets, stabilizers, zoo
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.forms import NAMES, form_of
-from captum_lrp_stab.gradient_form import Probe
 from captum_lrp_stab.investigation import with_stabilizer
 from captum_lrp_stab.presets import Preset
+from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.stabilizers import Signed
 from captum_lrp_stab.trace import Trace
 from captum_lrp_stab.translation import rule_set_of

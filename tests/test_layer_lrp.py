@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, presets
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.gradient_form import Probe
+from captum_lrp_stab.probes import Probe
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 

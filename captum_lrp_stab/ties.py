@@ -1,0 +1,65 @@
+"""Which element of a window is the largest, where half precision has made several equal.
+
+Rounding to bfloat16 makes the two largest of 9 neighbours equal in 1 window of 50, and a max pool
+then hands all relevance to the first of them. The layer that made them knows better: its output is
+computed again in float32, only to choose between equals. The values stay as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_stab.sites import Site
+
+POOLS: dict[str, Callable[..., Any]] = {
+    "max_pool1d": F.max_pool1d,
+    "max_pool2d": F.max_pool2d,
+    "max_pool3d": F.max_pool3d,
+}
+_HALF = (torch.float16, torch.bfloat16)
+_SMALL = 2.0**-12  # so that the float32 values only tell equals apart
+
+
+def keep_order(out: Tensor, site: Site) -> None:
+    """Remember the layer whose output, or a non-decreasing function of it, is ``out``."""
+    if out.dtype in _HALF:
+        out._lrp_order = ((site, site.x._version), out._version)  # type: ignore[attr-defined]
+
+
+def pass_order(x: Tensor, version: int, out: Tensor) -> None:
+    """Remember the layer for a non-decreasing function of ``x``, which had this version then."""
+    tag, marked = getattr(x, "_lrp_order", (None, -1))
+    if tag is not None and marked == version:
+        out._lrp_order = (tag, out._version)  # type: ignore[attr-defined]
+
+
+def resolved(name: str, x: Tensor) -> Callable[..., Tensor] | None:
+    """Return a max pool that chooses between equals as float32 would, None if it cannot.
+
+    Args:
+        name: One of ``POOLS``.
+        x: What is pooled.
+    """
+    tag, version = getattr(x, "_lrp_order", (None, -1))
+    if tag is None or version != x._version:
+        return None
+    site, of_x = tag
+    if site.x._version != of_x:
+        return None
+
+    def pool(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+            op, bias = site.op, site.op.bias
+            wide = None if bias is None else bias.float()
+            exact = op.apply(site.x.detach().float(), op.weight.float(), wide)
+            order = input.double()
+            order += _SMALL * (exact.double() - order)
+            indices = POOLS[name](order, *args, **kwargs | {"return_indices": True})[1]
+        dims = int(name[-2])
+        picked = input.flatten(-dims).gather(-1, indices.flatten(-dims))
+        return picked.reshape(indices.shape)
+
+    return pool
