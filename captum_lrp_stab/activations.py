@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.operations import canonical_name, writes
+from captum_lrp_stab.operations import argument, canonical_name, writes
 
 SLOPES: dict[str, float] = {
     "gelu": 0.5,
@@ -75,8 +75,8 @@ def slope_at_zero(
     if name in SLOPES:
         return SLOPES[name]
     if name in POWERS:
-        return _slope_of_power((*args, kwargs.get("exponent"))[1])
-    low, high = _bounds(name, args, kwargs)
+        return _slope_of_power(argument(args, kwargs, 1, "exponent"))
+    low, high = bounds_of(func, args, kwargs) or (0, 0)
     if isinstance(low, Tensor) or isinstance(high, Tensor) or not low <= 0 <= high:
         return None
     return 1.0 if low < 0 < high else 0.0
@@ -84,7 +84,8 @@ def slope_at_zero(
 
 def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether the call is a negative power: 1 over something, a factor and no signal."""
-    exponent = (*args, kwargs.get("exponent"))[1] if canonical_name(func) in POWERS else None
+    is_power = canonical_name(func) in POWERS
+    exponent = argument(args, kwargs, 1, "exponent") if is_power else None
     return isinstance(exponent, numbers.Real) and exponent < 0
 
 
@@ -94,17 +95,21 @@ def _slope_of_power(exponent: Any) -> float | None:
     return 1.0 if exponent == 1 else 0.0
 
 
-def _bounds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+def bounds_of(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, Any] | None:
+    """Return the lower and upper bound of a clamp or its kin, None for any other function."""
+    name = canonical_name(func)
+    if name == "relu6":
+        return 0.0, 6.0
     if name == "clamp_min":
-        return (*args, kwargs.get("min"))[1], math.inf
+        return argument(args, kwargs, 1, "min"), math.inf
     if name == "clamp_max":
-        return -math.inf, (*args, kwargs.get("max"))[1]
-    hardtanh = name == "hardtanh"
-    names = ("min_val", "max_val") if hardtanh else ("min", "max")
-    bounds: list[Any] = [-1.0, 1.0] if hardtanh else [None, None]
-    for position, keyword in enumerate(names):
-        if len(args) > position + 1:
-            bounds[position] = args[position + 1]
-        bounds[position] = kwargs.get(keyword, bounds[position])
-    low, high = bounds
-    return -math.inf if low is None else low, math.inf if high is None else high
+        return -math.inf, argument(args, kwargs, 1, "max")
+    if name == "hardtanh":
+        low, high = argument(args, kwargs, 1, "min_val"), argument(args, kwargs, 2, "max_val")
+        return (-1.0 if low is None else low), (1.0 if high is None else high)
+    if name in CLAMPS:
+        low, high = argument(args, kwargs, 1, "min"), argument(args, kwargs, 2, "max")
+        return (-math.inf if low is None else low), (math.inf if high is None else high)
+    return None

@@ -88,9 +88,9 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
             )
         if not torch.is_floating_point(x):
             raise InputError(
-                f"input {index} has dtype {x.dtype}; relevance needs a floating-point input: pass "
-                "integers, such as token ids, through additional_forward_args and attribute to "
-                "the embedding with LayerLRP"
+                f"input {index} has dtype {x.dtype}; relevance needs a floating-point input: "
+                "of token ids, give the embeddings (inputs_embeds, or the part of the model "
+                "behind the embedding)"
             )
         finite = torch.isfinite(x)
         if not bool(finite.all()):

@@ -6,6 +6,7 @@ sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y. Ten
 as an attribute, with the version of the tensor it holds for.
 """
 
+import math
 import numbers
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -21,8 +22,7 @@ class Gate(Enum):
 
     FACTOR = "a gate"
     SOFTMAX = "weights that sum to 1"
-    ODD = "a function that saturates at -1 and 1: a gate once a number is added"
-    SHIFTED = "a number was added: a gate once it is clamped"
+    ODD = "a function that saturates at -1 and 1: a gate once a constant is added"
 
 
 FUNCTIONS = frozenset("expit hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
@@ -53,21 +53,29 @@ def marked(out: Any, gate: Gate | None) -> Any:
     return out
 
 
-def inherited(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Return ``out`` of a linear operation, marked by what it was made of, besides constants."""
+def inherited(func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
+    """Return what a linear operation makes of its arguments; to be asked before it runs."""
     name = canonical_name(func)
     if name not in _PRESERVING:
-        return out
+        return None
     given = args[:1] if name in _SHAPED_BY_ANOTHER else args
-    kinds = {of(t) for t in tensors_in(given, kwargs) if made(t)}
-    if len(kinds) != 1:
-        return out
-    kind = kinds.pop()
-    if name in _SHIFTING and any(isinstance(a, numbers.Real) and a != 0 for a in args[:2]):
-        kind = {None: Gate.SHIFTED, Gate.ODD: Gate.FACTOR}.get(kind, kind)
-    elif kind is Gate.SHIFTED and name not in MOVING:
-        kind = None
-    return marked(out, kind)
+    tensors = list(tensors_in(given, kwargs))
+    kinds = {of(t) for t in tensors if made(t)}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is Gate.ODD and name in _SHIFTING:
+        numbers_ = [v for v in (*args, *kwargs.values()) if isinstance(v, numbers.Real)]
+        shifted = any(numbers_) or not all(map(made, tensors))
+        return Gate.FACTOR if shifted else Gate.ODD
+    return kind
+
+
+def note_shift(out: Any, func: Callable[..., Any], args: Any) -> None:
+    """Remember the number that was added to make ``out``."""
+    if canonical_name(func) in ("add", "sub", "subtract") and isinstance(out, Tensor):
+        shifts = [a for a in args[:2] if isinstance(a, numbers.Real)]
+        if len(shifts) == 1:
+            sign = 1 if canonical_name(func) == "add" else -1
+            out._lrp_shift = (sign * shifts[0], out._version)  # type: ignore[attr-defined]
 
 
 def is_factor(t: Tensor) -> bool:
@@ -80,9 +88,19 @@ def of_product(factors: Iterable[Tensor]) -> Gate:
     return Gate.SOFTMAX if Gate.SOFTMAX in map(of, factors) else Gate.FACTOR
 
 
-def of_activation(name: str, x: Tensor) -> Gate | None:
-    """Return what an activation makes of a signal ``x``."""
+def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate | None:
+    """Return what an activation makes of a signal ``x``.
+
+    Args:
+        name: Its canonical name.
+        x: Its input.
+        bounds: Of a clamp, None for any other function.
+    """
     if name in ("erf", "tanh"):
         return Gate.ODD
-    clamps = name in ("clamp", "clip", "hardtanh", "relu6")
-    return Gate.FACTOR if clamps and of(x) is Gate.SHIFTED else None
+    shift, version = getattr(x, "_lrp_shift", (None, -1))
+    if bounds is None or shift is None or version != x._version:
+        return None
+    # a hard sigmoid: relu6(x + 3), clamp(x + 0.5, 0, 1), half way up where x is 0
+    low, high = bounds
+    return Gate.FACTOR if low == 0 and math.isclose(shift, high / 2) else None

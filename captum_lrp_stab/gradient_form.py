@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations, operations
+from captum_lrp_stab import activations
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
-from captum_lrp_stab.probes import CarrierProbeStep, Probe, ProbeStep
+from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.trace import Trace
@@ -81,7 +81,10 @@ def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
 
 
 _MOVES = frozenset(
-    "clone contiguous flatten permute reshape squeeze transpose unflatten unsqueeze view".split()
+    """
+    bfloat16 clone contiguous double expand flatten float getitem half moveaxis movedim permute
+    ravel reshape squeeze swapaxes to transpose unflatten unsqueeze view
+    """.split()
 )
 
 
@@ -101,7 +104,7 @@ class GradientForm(Interception):
         self._scale = 1.0  # of what the backward pass carries
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
-        self._probes = {(probe.name, probe.at_input): probe for probe in probes}
+        self._probes = Probes(probes, self)
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
         # rules that are not proportional to x send relevance, not a coefficient: it is carried by
         # the gradient of a tensor of zeros beside each model input
@@ -119,10 +122,6 @@ class GradientForm(Interception):
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return the relevance of a tensor, given what the backward pass carries for it."""
         return times(value, carried, self._scale)
-
-    def _relevance_of(self, t: Tensor, carried: Tensor) -> Tensor:
-        as_it_is = self.carries_relevance(t)
-        return carried / self._scale if as_it_is else self.relevance_of(t.detach(), carried)
 
     def carries_relevance(self, t: Tensor) -> bool:
         """Return whether the backward pass hands this tensor relevance, not a coefficient."""
@@ -143,7 +142,7 @@ class GradientForm(Interception):
             gradients = self._gradients(score, points)
             if self._scale != 1 and not self._are_finite(gradients):
                 self._scale = 1.0
-                for probe in self._probes.values():
+                for probe in self._probes:
                     probe.forget()
                 gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
@@ -156,12 +155,14 @@ class GradientForm(Interception):
         count = len(self.leaves)
         totals = []
         for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
-            total = torch.zeros_like(leaf) if c is None else self._relevance_of(leaf, c)
+            total = torch.zeros_like(leaf)
+            if c is not None:
+                total = self.noted(leaf.detach(), c, self.carries_relevance(leaf))
             totals.append((total if direct is None else total + direct / self._scale).detach())
         return tuple(totals)
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
-        noted = (R for probe in self._probes.values() for R in probe.relevances)
+        noted = (R for probe in self._probes for R in probe.relevances)
         return all(bool(t.isfinite().all()) for t in (*gradients, *noted) if t is not None)
 
     def _gradients(self, score: Tensor, points: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
@@ -202,9 +203,11 @@ class GradientForm(Interception):
     def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Move values; a carrier moves with the input it stands beside."""
         out = func(*args, **kwargs)
-        carrier = self._carrier(args[0]) if args and isinstance(args[0], Tensor) else None
-        if carrier is not None and func.__name__ in _MOVES and out is not args[0]:
-            moved = func(carrier, *args[1:], **kwargs)
+        x = args[0] if args else kwargs.get("input")
+        carrier = self._carrier(x) if isinstance(x, Tensor) else None
+        if carrier is not None and func.__name__.strip("_") in _MOVES and out is not x:
+            others = {key: value for key, value in kwargs.items() if key != "input"}
+            moved = func(carrier, *args[1:], **others)
             self._carried.append((out, out._version, moved))
         return out
 
@@ -227,71 +230,45 @@ class GradientForm(Interception):
 
     # probes --------------------------------------------------------------------------------------
 
-    def on_input(self, name: str, inputs: Any) -> Any:
+    def on_input(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Probe a module's inputs if asked to."""
-        return self._probe_all(self._probes.get((name, True)), inputs)
+        with torch._C.DisableTorchFunction():
+            return self._probes.entering(name, args, kwargs)
 
     def on_output(self, name: str, output: Any) -> Any:
         """Probe a module's output if asked to."""
-        return self._probe_all(self._probes.get((name, False)), output)
+        with torch._C.DisableTorchFunction():
+            return self._probes.leaving(name, output, output)
 
     def on_merge(self, site: Site, call: Call) -> Tensor:
         """Probe a layer behind its batch norm, with which it is one layer."""
         if self.trace is not None:
             self.trace.forget(site.operation)
         out = super().on_merge(site, call)
-        return self._probe_all(self._probes.get((site.name, False)), out)  # type: ignore[no-any-return]
+        self._probes.watched(site.name, out, out)
+        return out
 
     def on_operands(
         self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
         """Probe the arguments of an operation that is no module if asked to."""
-        name = operation.name
-        probe = self._probes.get((name, True)) if name not in self.places.modules else None
-        if probe is None:
+        if operation.name in self.places.modules:
             return args, kwargs
-        tensors = list(operations.tensors_in(args, kwargs))
-        probed = iter(self._probe_all(probe, tuple(t for t in tensors if operations.made(t))))
+        return self._probes.entering(operation.name, args, kwargs)
 
-        def change(t: Tensor) -> Any:
-            return next(probed) if operations.made(t) else t
-
-        return operations.mapped(change, args), operations.mapped(change, kwargs)
-
-    def on_result(self, operation: Operation, result: Any) -> Any:
+    def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Probe the result of an operation that is no module if asked to."""
-        name = operation.name
-        probe = self._probes.get((name, False)) if name not in self.places.modules else None
-        return self._probe_all(probe, result)
+        if operation.name in self.places.modules:
+            return output
+        return self._probes.leaving(operation.name, output, result)
 
-    def _probe_all(self, probe: Probe | None, values: Any) -> Any:
-        if probe is None:
-            return values
-        was_tuple = isinstance(values, tuple)
-        tensors = values if was_tuple else (values,)
-        probe.start(tensors, was_tuple and not (probe.at_input and len(tensors) == 1))
-        probed = tuple(self._probe(probe, i, value) for i, value in enumerate(tensors))
-        return probed if was_tuple else probed[0]
+    def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
+        """Return the relevance of a value, given what the backward pass hands it."""
+        return carried / self._scale if as_it_is else self.relevance_of(value, carried)
 
-    def _probe(self, probe: Probe, position: int, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-
-        as_it_is = self.carries_relevance(value)
-
-        def note(value: Tensor, c: Tensor) -> None:
-            probe.note(position, c / self._scale if as_it_is else self.relevance_of(value, c))
-
-        def note_direct(relevance: Tensor) -> None:
-            probe.note(position, relevance / self._scale)
-
-        probed: Tensor = ProbeStep.apply(value, note)
-        for name in ("_lrp_site", "_lrp_gate", "_lrp_order", "_lrp_relevance"):
-            tag = getattr(value, name, None)
-            if tag is not None and tag[1] == value._version:
-                setattr(probed, name, (tag[0], probed._version))
-        carrier = self._carrier(value)
+    def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
+        """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
+        carrier = self._carrier(t)
         if carrier is not None:
-            branch = CarrierProbeStep.apply(carrier, note_direct)
-            self._carried.append((probed, probed._version, branch))
-        return probed
+            noting = CarrierProbeStep.apply(carrier, lambda R: note(R / self._scale))
+            self._carried.append((copy, copy._version, noting))

@@ -45,6 +45,7 @@ class Interception(TorchFunctionMode, ABC):
         self.places = Places(model)
         self.operations: list[Operation] = []
         self.leaves: tuple[Tensor, ...] = ()  # the tensors that stand for the model's inputs
+        self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
         self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
         self._served: set[str] = set()  # layers whose rule met an operation it can serve
@@ -81,9 +82,15 @@ class Interception(TorchFunctionMode, ABC):
         """Return what an operation gets in place of its arguments."""
         return args, kwargs
 
-    def on_result(self, operation: Operation, result: Any) -> Any:
-        """Return what an operation gives in place of its result."""
-        return result
+    def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
+        """Return what an operation gives in place of its output.
+
+        Args:
+            operation: The operation.
+            output: What it gives.
+            result: What it made: the output, or what it wrote to.
+        """
+        return output
 
     # dispatch ------------------------------------------------------------------------------------
 
@@ -91,6 +98,7 @@ class Interception(TorchFunctionMode, ABC):
         """Handle one torch function call; inside, the mode is off."""
         kwargs = kwargs or {}
         self._refuse_randomness(func, kwargs)
+        self._refuse_unseen(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
@@ -98,16 +106,20 @@ class Interception(TorchFunctionMode, ABC):
             return self._constant(func, given, args, kwargs)
         treatment = treatments.of(func)
         written_out = surrogates.WRITTEN_OUT.get(func)
-        if treatment is None and written_out is None:
+        if treatment is None and written_out is None and func not in self._opening:
             written_out = operations.opened(func)
         if written_out is not None:
-            with self:
-                return written_out(*args, **kwargs)
+            self._opening.append(func)
+            try:
+                with self:
+                    return written_out(*args, **kwargs)
+            finally:
+                self._opening.pop()
         operation = self._operation(func, args)
         operation.ordinals = frozenset([self._count])
         args, kwargs = self.on_operands(operation, func, args, kwargs)
         out = (treatment or treatments.unknown)(self, operation, func, args, kwargs)
-        return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, func)
+        return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, given)
 
     def _constant(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> Any:
         """Run an operation that nothing of the input takes part in."""
@@ -128,7 +140,7 @@ class Interception(TorchFunctionMode, ABC):
         has_rule = func in describe.BUILDERS and self.places.current in self.rule_set.named
         return Operation(*self.places.of(func, has_rule))
 
-    def _recorded(self, operation: Operation, out: Any, result: Any, func: Any) -> Any:
+    def _recorded(self, operation: Operation, out: Any, result: Any, given: list[Tensor]) -> Any:
         """List an operation whose result depends on the input; return what takes its place."""
         results = [t for t in tensors_in((result,), {}) if t.requires_grad]
         if not results:
@@ -140,10 +152,10 @@ class Interception(TorchFunctionMode, ABC):
                     f"operation '{operation.name}' gives a {kind} tensor, through which relevance "
                     "cannot be followed; make the model compute with dense tensors"
                 )
-        operation.note(results, in_place=operations.writes(func, {}))
+        operation.note(results, given)
         self.operations.append(operation)
         self._count += 1
-        return self.on_result(operation, out)
+        return self.on_result(operation, out, result)
 
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note, after the pass, which operations relevance reaches on its way from ``output``.
@@ -152,11 +164,12 @@ class Interception(TorchFunctionMode, ABC):
             output: What the model returned.
             whole: Look at every operation, not at fallbacks alone.
         """
-        in_question = [o for o in self.operations if whole or o.fallback]
+        in_question = [o for o in self.operations if whole or o.fallback or o.is_merged]
         reached = set(operations.graph(output)) if in_question else set()
         for operation in in_question:
             if operation.nodes is not None:
                 operation.reached = any(node in reached for node in operation.nodes)
+        self.operations = [o for o in self.operations if o.reached or not o.is_merged]
         for operation in self.operations:
             operation.nodes = None
         self._from_inputs.clear()
@@ -208,6 +221,22 @@ class Interception(TorchFunctionMode, ABC):
             raise ModelError(
                 f"operation '{name}' of {type(module).__name__} is random, so that the relevance "
                 "would be of a random network; call model.eval()"
+            )
+
+    def _refuse_unseen(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Raise ModelError for what autograd does not see: vmap, and writing without a graph."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ModelError(
+                "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
+                "write them out for the batch"
+            )
+        if torch.is_grad_enabled() or not args or not operations.writes(func, kwargs):
+            return
+        if isinstance(args[0], Tensor) and made(args[0]):
+            name, _ = self.places.of(func)
+            raise ModelError(
+                f"operation '{name}' writes over a value of the model under torch.no_grad(), so "
+                "that its backward pass is another function's; remove no_grad(), or write to a copy"
             )
 
     def refuse_unserved(self) -> None:

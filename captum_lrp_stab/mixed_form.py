@@ -86,13 +86,12 @@ class MixedForm(GradientForm):
 
         return operations.mapped(change, args), operations.mapped(change, kwargs)
 
-    def on_result(self, operation: Operation, result: Any) -> Any:
+    def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Mark what the stretch makes."""
-        result = super().on_result(operation, result)
         if self._below:
             for t in operations.tensors_in((result,), {}):
                 _marked(t)
-        return result
+        return super().on_result(operation, output, result)
 
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""

@@ -6,7 +6,7 @@ its plain gradient in gradient form, and is listed as a fallback.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -15,24 +15,25 @@ from torch import Tensor
 
 MOVING = frozenset(
     """
-    H T alias as_strided bfloat16 broadcast_tensors broadcast_to channel_shuffle chunk clone concat
-    concatenate contiguous copy cpu cuda detach diagonal double dropout dropout1d dropout2d
-    dropout3d dsplit expand expand_as feature_dropout feature_alpha_dropout alpha_dropout flatten
-    flip fliplr flipud float gather getitem half hsplit hstack index_copy index_select cat mH mT
-    masked_fill masked_scatter masked_select movedim moveaxis narrow pad permute pixel_shuffle
-    pixel_unshuffle positive ravel repeat repeat_interleave requires_grad reshape reshape_as roll
-    rot90 scatter select setitem split split_with_sizes squeeze stack swapaxes swapdims t take
-    take_along_dim tensor_split tile to transpose tril triu type type_as unbind unflatten unfold
-    unsafe_chunk unsafe_split unsqueeze view view_as vsplit vstack where max_unpool1d max_unpool2d
-    max_unpool3d
+    H T alias as_strided atleast_1d atleast_2d atleast_3d bfloat16 block_diag broadcast_tensors
+    broadcast_to channel_shuffle chunk clone column_stack concat concatenate constant_pad_nd
+    contiguous copy cpu cuda detach diag diag_embed diagonal double dropout dropout1d dropout2d
+    dropout3d dsplit dstack expand expand_as feature_dropout feature_alpha_dropout alpha_dropout
+    flatten flip fliplr flipud float gather getitem half hsplit hstack index_copy index_fill
+    index_select cat mH mT masked_fill masked_scatter masked_select meshgrid movedim moveaxis narrow
+    pad permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave requires_grad
+    reshape reshape_as roll rot90 scatter select select_scatter setitem slice_scatter split
+    split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile to
+    transpose tril triu type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze
+    view view_as vsplit vstack where max_unpool1d max_unpool2d max_unpool3d
     """.split()
 )
 """Operations that move, repeat or drop values: relevance moves with them."""
 
 SELECTING = frozenset(
     """
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax cummin
-    fmax fmin kthvalue max max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax cummin fmax
+    fmin kthvalue max max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
     max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode sort topk
     """.split()
 )
@@ -40,12 +41,12 @@ SELECTING = frozenset(
 
 MIXING = frozenset(
     """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d
-    avg_pool3d batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d avg_pool3d
+    batch_norm complex conj conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     cumsum diff fold index_add index_put interpolate linear mean nansum neg negative rsub
-    scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest
-    fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
-    fft_irfft2 fft_irfftn view_as_complex view_as_real real imag
+    scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest fft_fft fft_fft2
+    fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2
+    fft_irfftn view_as_complex view_as_real real imag
     """.split()
 )
 """Operations that are linear in all their inputs together: LRP-0."""
@@ -81,7 +82,7 @@ RANDOM = frozenset(
 _OPERATORS = MIXING | PRODUCTS | QUOTIENTS | {"pow"}
 
 
-@cache
+@lru_cache(4096)
 def canonical_name(func: Callable[..., Any]) -> str:
     """Return the operation's name without the marks of in-place and operator spellings.
 
@@ -133,6 +134,11 @@ def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
     copy = FunctionType(func.__code__, told, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    """Return an argument given by position or by name, None if it is left out."""
+    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def made(tensor: Tensor) -> bool:
@@ -187,9 +193,8 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
         return change(value)
     if isinstance(value, (list, tuple)):
         items = [mapped(change, item) for item in value]
-        if isinstance(value, tuple):
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return items
+        kind: Any = type(value)
+        return kind(*items) if hasattr(value, "_fields") else kind(items)
     if isinstance(value, dict):
         return {key: mapped(change, item) for key, item in value.items()}
     return value

@@ -17,8 +17,10 @@ from torch import nn
 from captum_lrp_stab import activations, describe, operations, types
 from captum_lrp_stab.leaves import leaf_modules
 
-Hook = Callable[[str, Any], Any]
-"""From a module's name and what goes into or comes out of it to what takes its place, or None."""
+OnInput = Callable[[str, Any, Any], tuple[Any, Any]]
+"""From a module's name and its arguments to what takes their place."""
+OnOutput = Callable[[str, Any], Any]
+"""From a module's name and its output to what takes its place."""
 
 
 class Places:
@@ -36,30 +38,30 @@ class Places:
         self._thread = threading.get_ident()
 
     @contextmanager
-    def watch(self, on_input: Hook, on_output: Hook) -> Iterator[None]:
+    def watch(self, on_input: OnInput, on_output: OnOutput) -> Iterator[None]:
         """Follow which module is running, by hooks that are removed on exit."""
         handles = []
         try:
             for name, module in self.modules.items():
                 before, after = self._entering(name, on_input), self._leaving(name, on_output)
-                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, always_call=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, name: str, on_input: Hook) -> Callable[[nn.Module, Any], Any]:
-        def hook(module: nn.Module, inputs: Any) -> Any:
+    def _entering(self, name: str, on_input: OnInput) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return None
             self._frames.append((name, Counter()))
             self.entered.add(name)
-            return on_input(name, inputs)
+            return on_input(name, args, kwargs)
 
         return hook
 
-    def _leaving(self, name: str, on_output: Hook) -> Callable[[nn.Module, Any, Any], Any]:
+    def _leaving(self, name: str, on_output: OnOutput) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return None
@@ -68,14 +70,6 @@ class Places:
             return on_output(name, output)
 
         return hook
-
-    @contextmanager
-    def inside(self, name: str) -> Iterator[None]:
-        """Count what runs as the module's, whose parameters are used without calling it."""
-        self._frames.append((name, Counter()))
-        self.entered.add(name)
-        yield
-        self._frames.pop()
 
     @property
     def current(self) -> str:

@@ -1,12 +1,19 @@
-"""Noting the relevance of inner tensors on its way through the backward pass."""
+"""Noting the relevance of inner tensors on its way through the backward pass.
 
-from collections.abc import Callable
-from typing import Any
+Looking must not change what is seen. What a layer gives is watched by a hook on the tensor itself;
+what it gets is copied, so that other readers of the same tensor are left out, and written back if
+the layer wrote over its copy. A tensor that is given twice is one copy.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.operations import made, mapped, tensors_in
 
 
 class Probe:
@@ -18,10 +25,10 @@ class Probe:
         self.was_tuple = False
         self.relevances: list[Tensor | None] = []
 
-    def start(self, tensors: tuple[Any, ...], was_tuple: bool) -> None:
+    def start(self, count: int, was_tuple: bool) -> None:
         """Make room for the tensors of one use of the layer."""
         self.was_tuple = was_tuple
-        missing = len(tensors) - len(self.relevances)
+        missing = count - len(self.relevances)
         self.relevances.extend([None] * missing)
 
     def forget(self) -> None:
@@ -38,6 +45,138 @@ class Probe:
                 "another layer"
             )
         self.relevances[position] = relevance if known is None else known + relevance
+
+
+class Form(Protocol):
+    """What probes need to know of the form relevance is carried in."""
+
+    def carries_relevance(self, t: Tensor) -> bool:
+        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+
+    def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
+        """Return the relevance of a value, given what the backward pass hands it."""
+
+    def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
+        """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
+
+
+@dataclass
+class _Running:
+    """A layer between its input and its output."""
+
+    name: str
+    given: list[tuple[Tensor, int]]  # with the version it had
+    copies: list[tuple[Tensor, Tensor]]  # what was given, and what stands for it
+
+
+class Probes:
+    """The probes of one pass.
+
+    Args:
+        probes: Where to look.
+        form: How relevance is carried.
+    """
+
+    def __init__(self, probes: Iterable[Probe], form: Form) -> None:
+        self._by_place = {(probe.name, probe.at_input): probe for probe in probes}
+        self._form = form
+        self._running: list[_Running] = []
+
+    def __iter__(self) -> Any:
+        """Yield the probes."""
+        return iter(self._by_place.values())
+
+    def entering(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return what a layer gets in place of its arguments."""
+        probe = self._by_place.get((name, True))
+        if probe is None and (name, False) not in self._by_place:
+            return args, kwargs
+        tensors = [t for t in tensors_in(args, kwargs) if made(t)]
+        copies: dict[int, Tensor] = {}
+        if probe is not None:
+            probe.start(len(tensors), len(tensors) > 1)
+            for position, t in enumerate(tensors):
+                if id(t) not in copies:
+                    copies[id(t)] = self._copied(probe, position, t)
+        pairs = [(t, copies[id(t)]) for t in tensors if id(t) in copies]
+        self._running.append(_Running(name, [(t, t._version) for t in tensors], pairs))
+
+        def change(t: Tensor) -> Tensor:
+            return copies.get(id(t), t)
+
+        return mapped(change, args), mapped(change, kwargs)
+
+    def leaving(self, name: str, output: Any, result: Any) -> Any:
+        """Return what a layer gives in place of its output.
+
+        Args:
+            name: Of the layer.
+            output: What it gives.
+            result: What it made: the output, or what it wrote to.
+        """
+        if not any(running.name == name for running in self._running):
+            return output
+        while (running := self._running.pop()).name != name:
+            pass
+        originals: dict[int, Tensor] = {}
+        for t, copy in running.copies:
+            if copy._version:  # the layer wrote over it
+                originals[id(copy)] = t.copy_(copy)
+
+        def back(t: Tensor) -> Tensor:
+            return originals.get(id(t), t)
+
+        if originals:
+            output, result = mapped(back, output), mapped(back, result)
+        probe = self._by_place.get((name, False))
+        return output if probe is None else self.watched(probe.name, output, result, running.given)
+
+    def watched(
+        self, name: str, output: Any, result: Any, given: Iterable[tuple[Tensor, int]] = ()
+    ) -> Any:
+        """Return an output whose relevance is noted for layer ``name`` if asked to."""
+        probe = self._by_place.get((name, False))
+        if probe is None:
+            return output
+        unchanged = {id(t) for t, version in given if t._version == version}
+        tensors = list(tensors_in((result,), {}))
+        probe.start(len(tensors), isinstance(result, (tuple, list, dict)))
+        copies: dict[int, Tensor] = {}
+        for position, t in enumerate(tensors):
+            if not made(t):
+                continue
+            if id(t) in unchanged:  # handed through, and read by others too
+                copies[id(t)] = self._copied(probe, position, t)
+            else:
+                self._hook(probe, position, t)
+
+        def change(t: Tensor) -> Tensor:
+            return copies.get(id(t), t)
+
+        return mapped(change, output) if copies else output
+
+    def _hook(self, probe: Probe, position: int, t: Tensor) -> None:
+        value, as_it_is = t.detach().clone(), self._form.carries_relevance(t)
+
+        def hook(carried: Tensor) -> None:
+            probe.note(position, self._form.noted(value, carried, as_it_is))
+
+        t.register_hook(hook)  # type: ignore[no-untyped-call]
+        self._form.branch(t, t, lambda R: probe.note(position, R))
+
+    def _copied(self, probe: Probe, position: int, t: Tensor) -> Tensor:
+        as_it_is = self._form.carries_relevance(t)
+
+        def note(value: Tensor, carried: Tensor) -> None:
+            probe.note(position, self._form.noted(value, carried, as_it_is))
+
+        copy: Tensor = ProbeStep.apply(t, note)
+        for name in ("_lrp_site", "_lrp_gate", "_lrp_order", "_lrp_relevance", "_lrp_shift"):
+            mark = getattr(t, name, None)
+            if mark is not None and mark[1] == t._version:
+                setattr(copy, name, (mark[0], copy._version))
+        self._form.branch(t, copy, lambda R: probe.note(position, R))
+        return copy
 
 
 class ProbeStep(torch.autograd.Function):

@@ -133,7 +133,7 @@ def _forward(
     whole: bool = False,
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
-    extra = [_usable(argument) for argument in extra]
+    extra = operations.mapped(_usable, tuple(extra))
     stand_ins = mode.prepare(inputs, probes, trace)
     try:
         watch = mode.places.watch(mode.on_input, mode.on_output)
@@ -148,13 +148,11 @@ def _forward(
     return output
 
 
-def _usable(value: Any) -> Any:
+def _usable(value: Tensor) -> Tensor:
     """Return a tensor without a graph, copied if made in inference mode: autograd cannot save it.
 
     With a graph of the caller's it would be taken for data that relevance flows to.
     """
-    if not isinstance(value, Tensor):
-        return value
     return value.clone() if value.is_inference() else value.detach()
 
 
@@ -185,7 +183,7 @@ def _score(output: Any, target: Any) -> Tensor:
         )
     shape = tuple(output.shape)
     try:
-        score: Tensor = _select_targets(output, _usable(target))
+        score: Tensor = _select_targets(output, operations.mapped(_usable, target))
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise InputError(
             f"target {target!r} does not fit the model's output of shape {shape}: {error}"

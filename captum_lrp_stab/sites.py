@@ -1,6 +1,6 @@
 """Operations of a forward pass, and what the backward pass of a rule-bearing layer needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ class Operation:
     treatment: str = ""  # what relevance does here, where there is no rule
     shape: tuple[int, ...] = ()  # of the first output
     batch_norm: str = ""  # name of the batch norm merged into it
+    is_merged: bool = False  # with its batch norm, which stands for both unless others read it too
     fallback: str = ""  # why it gets its plain gradient
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
@@ -29,11 +30,13 @@ class Operation:
         """Return the operation and why it gets its plain gradient, in words."""
         return f"{self.name} ({self.kind}: {self.fallback})"
 
-    def note(self, outputs: Sequence[Tensor], in_place: bool) -> None:
+    def note(self, outputs: Sequence[Tensor], inputs: Iterable[Tensor]) -> None:
         """Remember the shape and the graph's nodes of what came out."""
         self.shape = tuple(outputs[0].shape)
-        if not (in_place and outputs[0]._is_view()):  # there the graph is rewritten: reached
+        written = {id(t) for t in inputs}
+        if not any(t._is_view() and id(t) in written for t in outputs):
             self.nodes = tuple(t.grad_fn for t in outputs)
+        # else a view was written to, which rewrites the graph: count it as reached
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ vector-Jacobian product stands in for the layer's: :math:`R_{in} = x \odot J^T (
 - Attention, gated linear unit: written out, so that each operation in it gets its own rule.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from captum_lrp_stab import operations
 from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.errors import ModelError
 
 HELD = 0.0
 """The share of a factor that is held constant."""
@@ -68,7 +70,7 @@ def layer_norm(
 ) -> Tensor:
     """Return ``F.layer_norm`` of the arguments."""
     z = F.layer_norm(input.detach(), normalized_shape, weight, bias, eps)
-    rows = (*input.shape[: input.dim() - len(normalized_shape)], -1)
+    rows = (*input.shape[: input.dim() - len(normalized_shape)], math.prod(normalized_shape))
     return _normalised(input, z, rows, weight, eps)
 
 
@@ -80,7 +82,7 @@ def rms_norm(
 ) -> Tensor:
     """Return ``F.rms_norm`` of the arguments."""
     z = F.rms_norm(input.detach(), normalized_shape, weight, eps)
-    rows = (*input.shape[: input.dim() - len(normalized_shape)], -1)
+    rows = (*input.shape[: input.dim() - len(normalized_shape)], math.prod(normalized_shape))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     return _normalised(input, z, rows, weight, eps, centred=False)
 
@@ -95,7 +97,7 @@ def group_norm(
 ) -> Tensor:
     """Return ``F.group_norm`` of the arguments."""
     z = F.group_norm(input.detach(), num_groups, weight, bias, eps)
-    rows = (len(input), num_groups, -1)
+    rows = (len(input), num_groups, input[:1].numel() // num_groups)
     return _normalised(input, z, rows, _per_channel(weight, input), eps)
 
 
@@ -113,7 +115,7 @@ def instance_norm(
     if not use_input_stats:
         return F.instance_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
     z = F.instance_norm(input.detach(), weight=weight, bias=bias, eps=eps)
-    rows = (*input.shape[:2], -1)
+    rows = (*input.shape[:2], math.prod(input.shape[2:]))
     return _normalised(input, z, rows, _per_channel(weight, input), eps)
 
 
@@ -178,7 +180,16 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return ``F.scaled_dot_product_attention`` of the arguments, without dropout."""
+    """Return ``F.scaled_dot_product_attention`` of the arguments.
+
+    Raises:
+        ModelError: Dropout is active.
+    """
+    if dropout_p:
+        raise ModelError(
+            f"attention with dropout_p={dropout_p} is random, so that the relevance would be of a "
+            "random network; call model.eval(), or give dropout_p=0.0"
+        )
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key = key.repeat_interleave(groups, dim=-3)
@@ -189,7 +200,9 @@ def attention(
     if attn_mask is None:
         return torch.softmax(scores, dim=-1) @ value
     if attn_mask.dtype != torch.bool:
-        return torch.softmax(scores + attn_mask, dim=-1) @ value
+        visible = attn_mask != -torch.inf
+        scores = scores + attn_mask.masked_fill(~visible, 0.0)
+        attn_mask = visible
     # the smallest number in the place of -inf, which times 0 would be NaN; and a query that sees no
     # key gets 0, as from torch
     scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
@@ -214,6 +227,7 @@ def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return ``F.cosine_similarity`` of the arguments."""
+    x1, x2 = x1 + torch.zeros_like(x2), x2 + torch.zeros_like(x1)  # of one shape
     norms: list[Tensor] = [torch.linalg.vector_norm(x, dim=dim).clamp_min(eps) for x in (x1, x2)]
     return (x1 * x2).sum(dim) / (norms[0] * norms[1])
 

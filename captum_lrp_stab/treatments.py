@@ -51,17 +51,19 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
     x = _first(args, kwargs)
     if not made(x) or any(mode.depends_on_input(t) for t in _others(args, kwargs)):
         return product(mode, operation, func, args, kwargs)
-    rule = mode.rule_of(operation.name, func, x)
-    if rule is None:
-        return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
     tag = getattr(x, "_lrp_padded", None)
     if tag is not None and isinstance(op, Convolution) and op.pad is None:
-        unpadded, pad, versions = tag
+        unpadded, pad, versions, padding = tag
         if versions == (unpadded._version, x._version):
             x, op = unpadded, replace(op, pad=pad)
+            padding.nodes = None  # reached, through the convolution
+    rule = mode.rule_of(operation.name, func, x)
+    if rule is None:
+        return mixing(mode, operation, func, args, kwargs)
+    kind = gates.inherited(func, args, kwargs)
     out = mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
-    return gates.inherited(out, func, args, kwargs)
+    return gates.marked(out, kind)
 
 
 def batch_norm(
@@ -84,12 +86,14 @@ def batch_norm(
         operation.fallback = "its scale or its shift depend on the input"
         return func(*args, **kwargs)
     site = current_site(x)
+    if site is not None and not any(o is site.operation for o in mode.operations):
+        site = None  # of an earlier pass
     if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
         scale = describe.of_call(func, args, kwargs)
         assert scale.bias is not None
         merged = site.op.scaled(scale.weight, scale.bias)
         if merged is not None:
-            mode.operations.remove(site.operation)
+            site.operation.batch_norm, site.operation.is_merged = name, True
             operation.name, operation.kind = site.operation.name, site.operation.kind
             operation.batch_norm = name
             operation.ordinals |= site.operation.ordinals
@@ -118,13 +122,22 @@ def native_batch_norm(
 def mixing(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that is linear, or homogeneous, in what depends on the input."""
     operation.treatment = "LRP-0"
-    return gates.inherited(mode.mixing(operation, func, args, kwargs), func, args, kwargs)
+    kind = gates.inherited(func, args, kwargs)
+    written = current_site(args[0]) if args and operations.writes(func, kwargs) else None
+    if written is not None:  # a copy costs less than to compute it again
+        written.keep(written.z.clone())
+    out = mode.mixing(operation, func, args, kwargs)
+    gates.note_shift(out, func, args)
+    return gates.marked(out, kind)
 
 
 def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that moves, repeats, selects or drops values."""
     operation.treatment = "moved"
-    return gates.inherited(mode.moving(func, args, kwargs), func, args, kwargs)
+    kind = gates.inherited(func, args, kwargs)
+    out = mode.moving(func, args, kwargs)
+    gates.marked(args[0] if func is Tensor.__setitem__ else out, kind)
+    return out
 
 
 def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
@@ -133,7 +146,8 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
     padding = bound.get("mode", "constant")
     if padding != "constant" or not bound.get("value"):
-        out._lrp_padded = (x, Pad(tuple(bound["pad"]), padding), (x._version, out._version))
+        versions = x._version, out._version
+        out._lrp_padded = (x, Pad(tuple(bound["pad"]), padding), versions, operation)
     return out
 
 
@@ -183,6 +197,8 @@ def rectifier(
     """Run an activation that is linear on each side of 0: relevance passes by its derivative."""
     operation.treatment = "passed"
     x = _first(args, kwargs)
+    if any(made(t) for t in _others(args, kwargs)):
+        return unknown(mode, operation, func, args, kwargs)
     version = x._version
     out = _rectified(mode, func, args, kwargs)
     ties.pass_order(x, version, out)
@@ -209,13 +225,16 @@ def activation(
 ) -> Any:
     """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
     x, others = _first(args, kwargs), _rest(kwargs)
+    if not isinstance(x, Tensor):  # 2 ** y
+        return unknown(mode, operation, func, args, kwargs)
     slope = activations.slope_at_zero(func, args, kwargs)
     if activations.is_inverse(func, args, kwargs) or gates.is_factor(x):
         return gate(mode, operation, func, args, kwargs)
     if slope is None or not made(x) or any(made(t) for t in _others(args, kwargs)):
         return unknown(mode, operation, func, args, kwargs)
     operation.treatment = "passed"
-    kind = gates.of_activation(canonical_name(func), x)
+    bounds = activations.bounds_of(func, args, kwargs)
+    kind = gates.of_activation(canonical_name(func), x, bounds)
     if not activations.is_inplace(func, args, kwargs):
         out = mode.activation(x, slope, lambda z: func(z, *args[1:], **others))
         return gates.marked(out, kind)
@@ -236,7 +255,8 @@ def product(
     tensors = list(tensors_in(args, kwargs))
     is_factor = [mode.depends_on_input(t) for t in tensors]
     if canonical_name(func) in operations.SUMMANDS:
-        is_factor[0] = False
+        summand = _first(args, kwargs)
+        is_factor[next(i for i, t in enumerate(tensors) if t is summand)] = False
     elif func in describe.BUILDERS:  # a layer whose weights depend on the input
         bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
         is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
@@ -272,7 +292,7 @@ def quotient(
         operation.fallback = "rounding has no gradient"
         return func(*args, **kwargs)
     numerator = _first(args, kwargs)
-    divisor = kwargs["other"] if "other" in kwargs else args[1]
+    divisor = operations.argument(args, kwargs, 1, "other")
     if func.__name__.strip("_").startswith("r"):
         numerator, divisor = divisor, numerator
     if not isinstance(divisor, Tensor) or not mode.depends_on_input(divisor):

@@ -229,7 +229,7 @@ def test_layers_of_layer_lrp() -> None:
 BAD_INPUTS: dict[str, tuple[Any, str]] = {
     "nan": (torch.where(X == -2, NAN, X), r"input 0 has 1 non-finite .*\(nan\) at \(0, 1\); clean"),
     "inf": (X / 0.0, r"input 0 has 6 non-finite values, the first \(inf\) at \(0, 0\); clean"),
-    "integers": (X.long(), "input 0 has dtype torch.int64; .*additional_forward_args"),
+    "integers": (X.long(), "input 0 has dtype torch.int64; .*the embedding"),
     "second": ((X, X.bool()), "input 1 has dtype torch.bool"),
     "no-tensor": ((X, 3), "input 1 is a int; give a tensor"),
     "list": ([X], "inputs is a list; give a tensor or a tuple of tensors"),

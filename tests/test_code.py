@@ -56,6 +56,11 @@ def masked(s: nn.Module, x: Tensor) -> Tensor:
     return y.masked_fill(torch.eye(3, 8, dtype=torch.bool), 0.0)
 
 
+def two_norms(y: Tensor) -> Tensor:
+    ones = torch.ones(8, dtype=y.dtype)
+    return F.batch_norm(y, 0.1 * ones, ones) + F.batch_norm(y, 0.2 * ones, 2 * ones)
+
+
 STEPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "functional residual block": lambda s, x: F.relu(F.linear(x, s.inner.weight)) + x,
     "a module called twice": lambda s, x: s.inner(s.inner(x).relu() - 1).relu(),
@@ -78,6 +83,12 @@ STEPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "transposed": lambda s, x: (s.inner.weight @ x.T).T.relu(),
     "vmap-like reshape": lambda s, x: s.inner(x.unflatten(1, (2, 4)).mT.flatten(1)).relu(),
     "parametrized weights": lambda s, x: F.linear(x, torch.tanh(s.inner.weight) * s.scale).relu(),
+    "two batch norms of one layer": lambda s, x: two_norms(s.inner(x)).relu(),
+    "meshgrid": lambda s, x: torch.meshgrid(x[0], x[1, :4], indexing="ij")[0].sum(1) + x,
+    "powers by name": lambda s, x: (
+        torch.pow(input=x, exponent=1).clamp_min(0) + torch.div(input=x, other=2)
+    ),
+    "empty parts": lambda s, x: torch.cat([x, F.layer_norm(x[:0], (8,))]),
     "sparse matrix": lambda s, x: torch.sparse.mm(torch.eye(3).double().to_sparse(), x),
 }
 
@@ -96,7 +107,7 @@ def test_every_step_has_an_effect(name) -> None:
     """The control: without the step the relevance is another."""
     model, bare = build(lambda: Net(STEPS[name])), build(lambda: Net(lambda s, x: x))
     relevance = LRP(model, presets.zero()).attribute(X, target=1)
-    if name != "sparse matrix":  # which is the unit matrix
+    if name not in ("sparse matrix", "empty parts"):  # a unit matrix, and nothing
         expected = LRP(bare, presets.zero()).attribute(X, target=1)
         assert relative_error(relevance, expected) > 1e-3
 
@@ -119,6 +130,17 @@ def test_a_reused_module_has_its_rule_in_each_use() -> None:
     assert relative_error(relevance, LRP(Unrolled(), rules).attribute(X, target=1)) <= 1e-12
     once = LRP(Unrolled(), [(["again"], GammaRule, {})]).attribute(X, target=1)
     assert relative_error(relevance, once) > 1e-3
+
+
+def test_a_layer_that_two_batch_norms_read_stays_in_the_plan() -> None:
+    model = build(lambda: Net(STEPS["two batch norms of one layer"]))
+    rows = [(row.name, row.batch_norm) for row in plan(model, X).layers if row.name == "inner"]
+    assert rows == [("inner", "batch_norm_0"), ("inner", "batch_norm_0")]
+
+
+def test_exponentials_are_fallbacks() -> None:
+    model = build(lambda: Net(lambda s, x: 2**x + torch.pow(2.0, x) + F.prelu(x, x[0])))
+    assert [row.type for row in plan(model, X).fallbacks] == ["pow", "pow", "prelu"]
 
 
 # what cannot be followed -------------------------------------------------------------------------
@@ -195,3 +217,66 @@ def test_sparse_parameters() -> None:
     model.first.weight = nn.Parameter(model.first.weight.detach().to_sparse())
     with pytest.raises(ModelError, match=r"'first\.weight' is a sparse_coo tensor, .*to_dense"):
         LRP(model).attribute(X, target=1)
+
+
+def hidden_clamp(s: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x.clamp_(min=0.1)
+    return s.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda s, x: torch.func.vmap(s.inner)(x), r"uses torch.func .*write them out"),
+        (hidden_clamp, r"'clamp_0' writes over a value .* torch.no_grad\(\)"),
+        (
+            lambda s, x: F.scaled_dot_product_attention(x[None], x[None], x[None], None, 0.5)[0],
+            "dropout_p=0.5 is random",
+        ),
+    ],
+    ids=["vmap", "no_grad", "attention dropout by position"],
+)
+def test_what_autograd_does_not_see_is_refused(step, message) -> None:
+    with pytest.raises(ModelError, match=message):
+        LRP(build(lambda: Net(step))).attribute(X, target=1)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s, x: (F.hardsigmoid(x[:, :3], inplace=True), x)[1],
+        lambda s, x: (F.hardtanh(x[:, :3], 0.5, 2.0, True), x)[1],
+        lambda s, x: (x[:, :3].sigmoid_(), x)[1],
+    ],
+    ids=["keyword", "position", "method"],
+)
+def test_fallbacks_that_write_through_a_view_are_not_hidden(step) -> None:
+    model = build(lambda: Net(lambda s, x: step(s, s.inner(x))))
+    assert len(plan(model, X).fallbacks) == 1
+
+
+def test_further_arguments_in_structures_are_no_data() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, options: dict) -> Tensor:
+            return x * options["scale"][0]
+
+    scale = torch.rand(6, dtype=torch.float64, requires_grad=True).sigmoid()
+    relevance = LRP(Scaled(), strict=True).attribute(X, 1, ({"scale": [scale]},))
+    torch.testing.assert_close(relevance.sum(1), X[:, 1] * scale[1].detach())
+
+
+def test_the_box_rule_reads_the_input_through_a_functional_padding() -> None:
+    model = build(lambda: nn.Conv2d(3, 4, 3, padding=1))
+
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(torch.flatten(input=x.to(torch.float64)[None], end_dim=1), (1, 1, 1, 1))
+            return F.conv2d(x, model.weight, model.bias).flatten(1)
+
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    preset = presets.epsilon_gamma_box(0.0, 1.0)
+    assert plan(Padded(), x, preset).layers[0].rule == "ZBoxRule"
+    assert "constant" not in {row.rule for row in plan(Padded(), x, preset).rows}
+    expected = LRP(nn.Sequential(model, nn.Flatten()), preset).attribute(x, target=5)
+    assert relative_error(LRP(Padded(), preset).attribute(x, target=5), expected) <= 1e-12

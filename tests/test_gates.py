@@ -39,6 +39,15 @@ def in_place_swish(z: Tensor) -> Tensor:
     return gate
 
 
+MASK = torch.eye(4, dtype=torch.bool)[:2]
+
+
+def buffered(gate: Tensor) -> Tensor:
+    buffer = torch.zeros_like(gate)
+    buffer[:] = gate
+    return buffer
+
+
 BY_HAND: dict[str, tuple[Step, Step]] = {
     "gelu": (lambda z: 0.5 * z * (1 + torch.erf(z / math.sqrt(2))), F.gelu),
     "gelu by tanh": (
@@ -94,6 +103,16 @@ GATED: dict[str, Step] = {
     "std_mean": lambda z: (lambda s, m: z * m / (s + 1))(*torch.std_mean(z, 1, True, True)),
     "cosine": lambda z: F.cosine_similarity(z, z.flip(1))[:, None] * z,
     "aliases": lambda z: torch.special.expit(z) * torch.special.erf(z),
+    "in place": lambda z: z * z.flip(1).clone().add_(3.0).clamp_(0.0, 6.0).div_(6.0),
+    "tanh in place": lambda z: z * torch.tanh(z.flip(1)).add_(1).mul_(0.5),
+    "sigmoid in place": lambda z: z * torch.sigmoid(z.flip(1)).mul_(2),
+    "weights in place": lambda z: (
+        z.reshape(4, 2, 4) * z.reshape(4, 2, 4).softmax(1).mul_(2).masked_fill_(MASK, 0.0)
+    ).flatten(1),
+    "written into a buffer": lambda z: z * buffered(z.sigmoid()),
+    "keyword": lambda z: z * torch.add(torch.tanh(z), other=1),
+    "constant tensor": lambda z: z * (torch.tanh(z) + torch.ones(8).double()),
+    "named summand": lambda z: torch.addcmul(tensor1=z.flip(1), tensor2=z.sigmoid(), input=z),
     "branches": lambda z: (
         torch.stack([z, z.flip(1)], 1) * torch.stack([z, 2 * z], 1).softmax(1)
     ).sum(1),
@@ -112,6 +131,12 @@ def test_a_gate_keeps_the_sum(name, attention) -> None:
     assert any(row.rule == "constant" for row in rows)
 
 
+def test_a_quotient_of_one_tensor_keeps_its_sign() -> None:
+    model = build(lambda: Net(lambda z: z + z / z, bias=False))
+    found, delta = LRP(model, presets.zero(), strict=True).attribute(X, 1, None, True)
+    assert delta.abs().max() <= 1e-12 * found.abs().max()
+
+
 def test_what_no_gate_is_shares() -> None:
     def rules(step: Step) -> list[str]:
         model = build(lambda: Net(step))
@@ -121,6 +146,9 @@ def test_what_no_gate_is_shares() -> None:
     assert rules(lambda z: z.tanh() * z.flip(1)) == ["1/2 to each factor"]
     assert rules(lambda z: F.relu6(z) * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z + 3).tanh() * z) == ["1/2 to each factor"]
+    assert rules(lambda z: (z + 1e-3).clamp(0, 6) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: (z + 1).clamp(min=0) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: (z - 0.5).clamp(-1, 1) * z) == ["1/2 to each factor"]
     assert rules(lambda z: F.linear(z.sigmoid(), torch.eye(8).double()) * z) == [
         "1/2 to each factor"
     ]
