@@ -100,13 +100,18 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """Return the constructor's arguments by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def describe_parameters(self) -> list[str]:
+        """Return ``name=value`` for each argument, with tensors shortened to their shape."""
+        return [
+            f"{name}=tensor{tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"{name}={value!r}"
+            for name, value in self.parameters().items()
+        ]
+
     def __repr__(self) -> str:
         """Return the constructor call, with tensors shortened to their shape."""
-        described = {
-            name: f"tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            for name, value in self.parameters().items()
-        }
-        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in described.items())})"
+        return f"{type(self).__name__}({', '.join(self.describe_parameters())})"
 
     # Captum's protocol ---------------------------------------------------------------------------
 

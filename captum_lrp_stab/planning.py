@@ -19,7 +19,8 @@ class PlannedOperation:
 
     ``rule`` is the class of the rule, or in words what relevance does: ``LRP-0``, ``moved``,
     ``passed``, ``1/2 to each factor``, ... It is ``gradient`` for a fallback, and ``constant`` for
-    an operation that relevance does not reach, such as what a gate is made of.
+    an operation that relevance does not reach, such as what a gate is made of. ``parameters`` and
+    ``stabilizer`` are the rule's.
     """
 
     index: int
@@ -27,6 +28,7 @@ class PlannedOperation:
     type: str
     shape: tuple[int, ...]
     rule: str
+    parameters: str
     stabilizer: str
     batch_norm: str
     fallback: str
@@ -124,7 +126,8 @@ def _row(index: int, operation: Operation, rule_set: RuleSet) -> PlannedOperatio
         operation.kind,
         operation.shape,
         _described(operation, rule_set),
-        "" if rule is None or not operation.reached else repr(rule.stabilizer),
+        _parameters(rule) if rule is not None and operation.reached else "",
+        repr(rule.stabilizer) if rule is not None and operation.reached else "",
         batch_norm,
         operation.fallback if operation.reached else "",
     )
@@ -138,6 +141,12 @@ def _described(operation: Operation, rule_set: RuleSet) -> str:
     if rule is None:
         return "gradient" if operation.fallback else operation.treatment
     return f"{_kind(rule)} (default)" if rule is rule_set.default else _kind(rule)
+
+
+def _parameters(rule: Rule) -> str:
+    """Return the rule's parameters in words, without the stabilizer, which has its own column."""
+    described = rule.describe_parameters()
+    return ", ".join(text for text in described if not text.startswith("stabilizer="))
 
 
 def _kind(rule: Rule) -> str:

@@ -173,6 +173,10 @@ class ManipulatedWeightsRule(Rule):
             ),
         )
 
+    def parameters(self) -> dict[str, Any]:
+        """Return nothing: Captum's rules show none of theirs."""
+        return {}
+
     def __repr__(self) -> str:
         """Return the name of Captum's rule."""
         return f"captum.{type(self.rule).__name__}()"

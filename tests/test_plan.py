@@ -22,11 +22,16 @@ from captum_lrp_stab.planning import Plan, PlannedOperation
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZeroRule
 from captum_lrp_stab.stabilizers import Clip, Identity, Signed
 
-DEFAULT = {"stabilizer": repr(Identity()), "rule": "EpsilonRule (default)"}
+EPSILON = "epsilon=1e-06, signed=True"
+DEFAULT = {
+    "rule": "EpsilonRule (default)",
+    "parameters": EPSILON,
+    "stabilizer": repr(Identity()),
+}
 
 
 def row(index: int, name: str, kind: str, shape: tuple[int, ...], **others) -> PlannedOperation:
-    empty = {"rule": "", "stabilizer": "", "batch_norm": "", "fallback": ""}
+    empty = {"rule": "", "parameters": "", "stabilizer": "", "batch_norm": "", "fallback": ""}
     return PlannedOperation(index=index, name=name, type=kind, shape=shape, **(empty | others))
 
 
@@ -55,11 +60,13 @@ MAP = [
 
 def test_rows_are_the_operations_in_order() -> None:
     zero = {"rule": "ZeroRule", "stabilizer": repr(Signed(1e-3))}
-    gamma = {"rule": "GammaRule", "stabilizer": repr(Clip(0.1))}
+    scaled = "gamma=0.5, bias='scaled'"
+    gamma = {"rule": "GammaRule", "parameters": scaled, "stabilizer": repr(Clip(0.1))}
+    pool = {"parameters": "epsilon=0.25, signed=True", "stabilizer": repr(Identity())}
     assert plan(image_net(), IMAGE, MAP).rows == (
         row(0, "0", "Conv2d", (2, 4, 6, 6), **gamma, batch_norm="1"),
         row(1, "2", "ReLU", (2, 4, 6, 6), rule="passed"),
-        row(2, "3", "AvgPool2d", (2, 4, 3, 3), rule="EpsilonRule", stabilizer=repr(Identity())),
+        row(2, "3", "AvgPool2d", (2, 4, 3, 3), rule="EpsilonRule", **pool),
         row(3, "4", "Flatten", (2, 36), rule="moved"),
         row(4, "5", "Linear", (2, 5), batch_norm="6", **zero),
         row(5, "7", "ReLU", (2, 5), rule="passed"),
