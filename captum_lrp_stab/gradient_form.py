@@ -21,6 +21,7 @@ from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.trace import Trace
+from captum_lrp_stab.treatments.arguments import first, rest
 
 
 class _RuleStep(torch.autograd.Function):
@@ -200,14 +201,19 @@ class GradientForm(Interception):
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
         return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
 
+    def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a rectifier as an activation, in place where it is."""
+        x, options = first(args, kwargs), rest(kwargs)
+        out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **options))
+        return x.copy_(out) if activations.is_inplace(func, args, kwargs) else out
+
     def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Move values; a carrier moves with the input it stands beside."""
         out = func(*args, **kwargs)
         x = args[0] if args else kwargs.get("input")
         carrier = self._carrier(x) if isinstance(x, Tensor) else None
         if carrier is not None and func.__name__.strip("_") in _MOVES and out is not x:
-            others = {key: value for key, value in kwargs.items() if key != "input"}
-            moved = func(carrier, *args[1:], **others)
+            moved = func(carrier, *args[1:], **rest(kwargs))
             self._carried.append((out, out._version, moved))
         return out
 

@@ -120,10 +120,7 @@ class MixedForm(GradientForm):
         """Run a ReLU or one of its kin, in the stretch with relevance passing as it is."""
         if not self._below:
             return super().rectifier(func, args, kwargs)
-        x = args[0] if args else kwargs["input"]
-        others = {key: value for key, value in kwargs.items() if key != "input"}
-        out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **others))
-        return x.copy_(out) if activations.is_inplace(func, args, kwargs) else out
+        return self.as_activation(func, args, kwargs)
 
     def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an operation that mixes its inputs, in the stretch between two changes of form."""

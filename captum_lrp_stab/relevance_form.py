@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import activations, operations, stabilizers
+from captum_lrp_stab import operations, stabilizers
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
@@ -142,10 +142,7 @@ class RelevanceForm(GradientForm):
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return a ReLU, or one of its kin; relevance passes unchanged."""
-        x = args[0] if args else kwargs["input"]
-        others = {key: value for key, value in kwargs.items() if key != "input"}
-        out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **others))
-        return x.copy_(out) if activations.is_inplace(func, args, kwargs) else out
+        return self.as_activation(func, args, kwargs)
 
     def _refuse(self, operation: Operation, reason: str) -> None:
         raise ModelError(

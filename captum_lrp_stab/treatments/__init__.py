@@ -1,0 +1,67 @@
+"""What LRP makes of an operation: the way from a torch function to a rule, a factor or shares.
+
+A treatment is a function of the mode that sees the operation, its record, and the call; it returns
+the result of the call, connected to its inputs so that the backward pass carries relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from captum_lrp_stab import activations, describe, gates, operations, surrogates, ties
+from captum_lrp_stab.operations import canonical_name
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.treatments import layers, products, values
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+Treatment = Callable[["Interception", Operation, Function, Any, Any], Any]
+
+moving, unknown = values.moving, values.unknown
+
+
+def of(func: Function) -> Treatment | None:
+    """Return the treatment of a torch function, or None if nothing is known about it."""
+    return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
+
+
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.feature_alpha_dropout,
+)
+_BY_FUNCTION: dict[Function, Treatment] = {
+    **dict.fromkeys(describe.BUILDERS, layers.affine),
+    **dict.fromkeys(surrogates.NORMALISATIONS, products.normalisation),
+    **dict.fromkeys(_DROPOUTS, values.dropout),
+    F.batch_norm: layers.batch_norm,
+    torch.batch_norm: layers.native_batch_norm,
+    F.pad: layers.pad,
+    F.grid_sample: values.sampling,
+}
+_BY_NAME: dict[str, Treatment] = {
+    **dict.fromkeys(operations.MOVING | operations.SELECTING, values.moving),
+    **dict.fromkeys(ties.POOLS, values.max_pool),
+    **dict.fromkeys(operations.MIXING | operations.HOMOGENEOUS, values.mixing),
+    **dict.fromkeys(operations.PRODUCTS, products.product),
+    **dict.fromkeys(operations.QUOTIENTS, products.quotient),
+    **dict.fromkeys(gates.FUNCTIONS, values.gate),
+    **dict.fromkeys(activations.ACTIVATIONS, values.activation),
+    **dict.fromkeys(activations.LINEAR_SIDES, values.rectifier),
+    "softmax": products.softmax,
+    "softmin": products.softmax,
+}

@@ -1,0 +1,116 @@
+"""Layers with a rule: linear layers, convolutions, average pools and batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+
+from captum_lrp_stab import describe, gates
+from captum_lrp_stab.affine import Convolution, Pad
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.operations import made
+from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
+from captum_lrp_stab.treatments.arguments import first, others
+from captum_lrp_stab.treatments.products import product
+from captum_lrp_stab.treatments.values import mixing, moving
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+
+
+_BATCH_NORM_ARGUMENTS = (
+    "input",
+    "running_mean",
+    "running_var",
+    "weight",
+    "bias",
+    "training",
+    "momentum",
+    "eps",
+)
+
+
+def affine(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a linear layer, a convolution or an average pool under its rule."""
+    x = first(args, kwargs)
+    if not made(x) or any(mode.depends_on_input(t) for t in others(args, kwargs)):
+        return product(mode, operation, func, args, kwargs)
+    op = describe.of_call(func, args, kwargs)
+    tag = getattr(x, "_lrp_padded", None)
+    if tag is not None and isinstance(op, Convolution) and op.pad is None:
+        unpadded, pad, versions, padding = tag
+        if versions == (unpadded._version, x._version):
+            x, op = unpadded, replace(op, pad=pad)
+            padding.nodes = None  # reached, through the convolution
+    rule = mode.rule_of(operation.name, func, x)
+    if rule is None:
+        return mixing(mode, operation, func, args, kwargs)
+    kind = gates.inherited(func, args, kwargs)
+    out = mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+    return gates.marked(out, kind)
+
+
+def batch_norm(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a batch norm as one layer with the linear layer before it, or under its own rule.
+
+    Raises:
+        ModelError: It normalises by the statistics of the batch.
+    """
+    x, name = first(args, kwargs), operation.name
+    bound = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
+    if bound.get("training"):
+        raise ModelError(
+            f"batch norm '{name}' normalises by the statistics of the batch, so that one "
+            "sample's relevance would depend on the others; call model.eval(), or give it "
+            "running statistics"
+        )
+    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+        operation.fallback = "its scale or its shift depend on the input"
+        return func(*args, **kwargs)
+    site = current_site(x)
+    if site is not None and not any(o is site.operation for o in mode.operations):
+        site = None  # of an earlier pass
+    if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
+        scale = describe.of_call(func, args, kwargs)
+        assert scale.bias is not None
+        merged = site.op.scaled(scale.weight, scale.bias)
+        if merged is not None:
+            site.operation.batch_norm, site.operation.is_merged = name, True
+            operation.name, operation.kind = site.operation.name, site.operation.kind
+            operation.batch_norm = name
+            operation.ordinals |= site.operation.ordinals
+            one = Site(operation, merged, site.rule, site.x)
+            return mode.on_merge(one, lambda: func(*args, **kwargs))
+    rule = mode.rule_of(name, func, x)
+    if rule is None:
+        return mixing(mode, operation, func, args, kwargs)
+    op = describe.of_call(func, args, kwargs)
+    return mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+
+
+def native_batch_norm(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run ``torch.batch_norm``, which has its arguments in another order."""
+    names = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
+    bound = dict(zip(names.split(), args, strict=False)) | kwargs
+    bound.pop("cudnn_enabled", None)
+    return batch_norm(mode, operation, F.batch_norm, (), bound)
+
+
+def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a padding, which a convolution that follows takes as its own."""
+    x, out = first(args, kwargs), moving(mode, operation, func, args, kwargs)
+    bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    padding = bound.get("mode", "constant")
+    if padding != "constant" or not bound.get("value"):
+        versions = x._version, out._version
+        out._lrp_padded = (x, Pad(tuple(bound["pad"]), padding), versions, operation)
+    return out

@@ -1,0 +1,122 @@
+"""Products, gates, divisions, softmax and normalisation.
+
+Sources: Arras et al. 2017 (gates); Ali et al. 2022 (normalisation, CP-LRP); Achtibat et al. 2024
+(products, softmax).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_lrp_stab import describe, gates, operations, surrogates
+from captum_lrp_stab.operations import canonical_name, tensors_in
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.treatments.arguments import first, others
+from captum_lrp_stab.treatments.values import mixing
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+
+
+def product(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a product: gates are held constant, other factors share the relevance equally."""
+    tensors = list(tensors_in(args, kwargs))
+    is_factor = [mode.depends_on_input(t) for t in tensors]
+    if canonical_name(func) in operations.SUMMANDS:
+        summand = first(args, kwargs)
+        is_factor[next(i for i, t in enumerate(tensors) if t is summand)] = False
+    elif func in describe.BUILDERS:  # a layer whose weights depend on the input
+        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
+    if sum(is_factor) < 2:
+        return mixing(mode, operation, func, args, kwargs)
+    is_held = [f and _is_held(mode, t, func) for f, t in zip(is_factor, tensors, strict=True)]
+    gates_alone = is_held == is_factor
+    if gates_alone:
+        is_held = [False] * len(tensors)
+    live = sum(is_factor) - sum(is_held)
+    shares: list[float | None] = [
+        surrogates.HELD if held else 1 / live if factor and live > 1 else None
+        for factor, held in zip(is_factor, is_held, strict=True)
+    ]
+    operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
+    out = _shared(mode, operation, func, shares, args, kwargs)
+    return gates.marked(out, gates.of_product(tensors)) if gates_alone else out
+
+
+def _is_held(mode: Interception, factor: Tensor, func: Function) -> bool:
+    """Return whether a factor is held constant: a gate, or attention weights under CP-LRP."""
+    kind = gates.of(factor)
+    if kind is gates.Gate.SOFTMAX:
+        return mode.rule_set.attention == "cp" or canonical_name(func) in operations.ELEMENTWISE
+    return kind is gates.Gate.FACTOR
+
+
+def quotient(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a division: a divisor is held constant, as the statistics of a normalisation are."""
+    if kwargs.get("rounding_mode"):
+        operation.fallback = "rounding has no gradient"
+        return func(*args, **kwargs)
+    numerator = first(args, kwargs)
+    divisor = operations.argument(args, kwargs, 1, "other")
+    if func.__name__.strip("_").startswith("r"):
+        numerator, divisor = divisor, numerator
+    if not isinstance(divisor, Tensor) or not mode.depends_on_input(divisor):
+        return mixing(mode, operation, func, args, kwargs)
+    if not isinstance(numerator, Tensor) or not mode.depends_on_input(numerator):
+        operation.fallback = "a division by a value that depends on the input"
+        return gates.marked(func(*args, **kwargs), gates.Gate.FACTOR)
+    operation.treatment = "divisor held constant"
+    shares = [surrogates.HELD if t is divisor else None for t in tensors_in(args, kwargs)]
+    if numerator is divisor:
+        shares[0] = None
+    out = _shared(mode, operation, func, shares, args, kwargs)
+    return gates.marked(out, gates.of(numerator))
+
+
+def _shared(
+    mode: Interception,
+    operation: Operation,
+    func: Function,
+    shares: list[float | None],
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    if not operations.writes(func, kwargs):
+        return mode.mixing(operation, surrogates.product(func, shares), args, kwargs)
+    surrogate = surrogates.product(operations.out_of_place(func), shares)
+    # a copy, because the backward pass needs what is written over here
+    out = mode.mixing(operation, surrogate, (args[0].clone(), *args[1:]), kwargs)
+    target: Tensor = args[0]
+    if not target._is_view():
+        target.detach_()  # what it was is reached through ``out``, or not at all
+    return target.copy_(out)
+
+
+def normalisation(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a layer, group, instance or rms norm with its statistics held constant."""
+    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+        operation.fallback = "its scale or its shift depend on the input"
+        return func(*args, **kwargs)
+    operation.treatment = "statistics held constant"
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("cudnn_enable")}
+    return mode.mixing(operation, surrogates.NORMALISATIONS[func], args, kwargs)
+
+
+def softmax(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a softmax, which hands relevance down by its gradient."""
+    operation.treatment = "softmax by its gradient"
+    return gates.marked(mode.mixing(operation, func, args, kwargs), gates.Gate.SOFTMAX)

@@ -1,0 +1,148 @@
+"""Operations without a rule of their own: linear, moving or selecting values, activations.
+
+Source: Bach et al. 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_lrp_stab import activations, gates, operations, ties
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.operations import canonical_name, made
+from captum_lrp_stab.sites import Operation, current_site
+from captum_lrp_stab.treatments.arguments import first, others, rest
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+
+
+def unknown(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an operation of no kind, under its plain gradient."""
+    operation.fallback = "no LRP rule is known for this operation"
+    return func(*args, **kwargs)
+
+
+def mixing(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run an operation that is linear, or homogeneous, in what depends on the input."""
+    operation.treatment = "LRP-0"
+    kind = gates.inherited(func, args, kwargs)
+    written = current_site(args[0]) if args and operations.writes(func, kwargs) else None
+    if written is not None:  # a copy costs less than to compute it again
+        written.keep(written.z.clone())
+    out = mode.mixing(operation, func, args, kwargs)
+    gates.note_shift(out, func, args)
+    return gates.marked(out, kind)
+
+
+def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run an operation that moves, repeats, selects or drops values."""
+    operation.treatment = "moved"
+    kind = gates.inherited(func, args, kwargs)
+    out = mode.moving(func, args, kwargs)
+    gates.marked(args[0] if func is Tensor.__setitem__ else out, kind)
+    return out
+
+
+def max_pool(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a max pool; in half precision ties are broken by the values before rounding."""
+    pool = ties.resolved(canonical_name(func), first(args, kwargs))
+    if kwargs.get("return_indices"):
+        pool = None
+    return moving(mode, operation, func if pool is None else pool, args, kwargs)
+
+
+def dropout(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a dropout that drops nothing.
+
+    Raises:
+        ModelError: It does.
+    """
+    bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    if bound.get("training", bound.get("train", True)) and bound.get("p", 0.5):
+        raise ModelError(
+            f"dropout '{operation.name}' is active, so that the relevance would be of a random "
+            "network; call model.eval()"
+        )
+    return moving(mode, operation, func, args, kwargs)
+
+
+def sampling(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an interpolation at the points of a grid, which is linear if the grid is fixed."""
+    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+        operation.fallback = "a grid that depends on the input"
+        return func(*args, **kwargs)
+    return mixing(mode, operation, func, args, kwargs)
+
+
+def rectifier(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an activation that is linear on each side of 0: relevance passes by its derivative."""
+    operation.treatment = "passed"
+    x = first(args, kwargs)
+    if any(made(t) for t in others(args, kwargs)):
+        return unknown(mode, operation, func, args, kwargs)
+    version = x._version
+    out = _rectified(mode, func, args, kwargs)
+    ties.pass_order(x, version, out)
+    return out
+
+
+def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> Any:
+    x = first(args, kwargs)
+    site = current_site(x)
+    if site is None or not activations.is_inplace(func, args, kwargs):
+        return mode.rectifier(func, args, kwargs)
+    rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
+    if not rectified:
+        site.keep(site.z.clone())
+    out = mode.rectifier(func, args, kwargs)
+    if rectified and site.z.data_ptr() == x.data_ptr():
+        site.version = site.z._version
+        site.rectified = True
+    return out
+
+
+def activation(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
+    x, options = first(args, kwargs), rest(kwargs)
+    if not isinstance(x, Tensor):  # 2 ** y
+        return unknown(mode, operation, func, args, kwargs)
+    slope = activations.slope_at_zero(func, args, kwargs)
+    if activations.is_inverse(func, args, kwargs) or gates.is_factor(x):
+        return gate(mode, operation, func, args, kwargs)
+    if slope is None or not made(x) or any(made(t) for t in others(args, kwargs)):
+        return unknown(mode, operation, func, args, kwargs)
+    operation.treatment = "passed"
+    bounds = activations.bounds_of(func, args, kwargs)
+    kind = gates.of_activation(canonical_name(func), x, bounds)
+    if not activations.is_inplace(func, args, kwargs):
+        out = mode.activation(x, slope, lambda z: func(z, *args[1:], **options))
+        return gates.marked(out, kind)
+    site = current_site(x)
+    if site is not None:
+        site.keep(site.z.clone())
+    out = mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **options))
+    return gates.marked(x.copy_(out), kind)
+
+
+def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+    """Run a function whose values are gates, and which has no rule where they are not."""
+    kind = gates.of_product([first(args, kwargs)])
+    return gates.marked(unknown(mode, operation, func, args, kwargs), kind)
