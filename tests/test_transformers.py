@@ -119,6 +119,7 @@ def test_constant_attention_weights_conserve(spelled) -> None:
     assert_differs(sums["attnlrp"], score)  # the softmax keeps a part, as a bias does
 
 
+@pytest.mark.skipif("enable_gqa" not in F.scaled_dot_product_attention.__doc__, reason="torch 2.4")
 def test_queries_of_groups_share_keys() -> None:
     def repeated(q: Tensor, k: Tensor, v: Tensor, *_) -> Tensor:
         k, v = (t[:, :2].repeat_interleave(2, dim=1) for t in (k, v))
