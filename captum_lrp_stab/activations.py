@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.operations import argument, canonical_name, writes
+from captum_lrp_stab.operations import argument, canonical_name
 
 SLOPES: dict[str, float] = {
     "gelu": 0.5,
@@ -61,12 +61,6 @@ def factor(z: Tensor, y: Tensor, slope: float) -> Tensor:
     return torch.where(z == 0, torch.full_like(z, slope), y / z)
 
 
-def is_inplace(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the call writes to its first argument."""
-    # positional inplace is the last parameter: F.relu6(x, True), F.hardtanh(x, 0.0, 6.0, True)
-    return writes(func, kwargs) or (len(args) > 1 and args[-1] is True)
-
-
 def slope_at_zero(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> float | None:
@@ -80,6 +74,14 @@ def slope_at_zero(
     if isinstance(low, Tensor) or isinstance(high, Tensor) or not low <= 0 <= high:
         return None
     return 1.0 if low < 0 < high else 0.0
+
+
+def is_monotone(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a rectifier is known not to change the order of its inputs."""
+    if canonical_name(func) == "leaky_relu":
+        slope = argument(args, kwargs, 1, "negative_slope")
+        return slope is None or slope >= 0
+    return func in RECTIFIERS
 
 
 def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -85,9 +85,14 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """
         return stabilizers.apply(self.stabilizer, z, magnitude)
 
-    def relevance(self, op: Affine, x: Tensor, z: Tensor, R: Tensor) -> Tensor:
-        """Return the relevance of ``x``, given that of ``z = op(x)``. Relevance form."""
-        return kernel.relevance(self.groups(op, x), op, x, z, R, self.stabilize)
+    def relevance(
+        self, op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False
+    ) -> Tensor:
+        """Return the relevance of ``x``, given that of ``z = op(x)``. Relevance form.
+
+        With ``protected``, 0/0 is 0.
+        """
+        return kernel.relevance(self.groups(op, x), op, x, z, R, self.stabilize, protected)
 
     def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of ``x``, given that of ``z = op(x)``. Gradient form.

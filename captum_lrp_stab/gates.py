@@ -2,8 +2,7 @@
 
 A product gives all its relevance to the signal (Arras et al. 2017). What is a gate follows from the
 operations that made it: a sigmoid, also where it has been reshaped, scaled or subtracted from 1; a
-sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y. Tensors carry the mark
-as an attribute, with the version of the tensor it holds for.
+sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y.
 """
 
 import math
@@ -12,8 +11,10 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from captum_lrp_stab import marks
 from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, made, tensors_in
 
 
@@ -42,14 +43,14 @@ _SHAPED_BY_ANOTHER = frozenset("expand_as reshape_as to type_as view_as".split()
 
 def of(t: Tensor) -> Gate | None:
     """Return what is known of a tensor, None for a signal."""
-    gate, version = getattr(t, "_lrp_gate", (None, -1))
-    return gate if version == t._version else None
+    gate: Gate | None = marks.get(t, "gate")
+    return gate
 
 
 def marked(out: Any, gate: Gate | None) -> Any:
     """Return ``out``, with its tensors marked."""
     for t in tensors_in((out,), {}) if gate is not None else ():
-        t._lrp_gate = (gate, t._version)  # type: ignore[attr-defined]
+        marks.put(t, "gate", gate)
     return out
 
 
@@ -63,19 +64,28 @@ def inherited(func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
     kinds = {of(t) for t in tensors if made(t)}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is Gate.ODD and name in _SHIFTING:
-        numbers_ = [v for v in (*args, *kwargs.values()) if isinstance(v, numbers.Real)]
-        shifted = any(numbers_) or not all(map(made, tensors))
-        return Gate.FACTOR if shifted else Gate.ODD
+        others = [
+            v for v in (*args, kwargs.get("other")) if not (isinstance(v, Tensor) and made(v))
+        ]
+        return Gate.FACTOR if any(map(_saturates, others)) else Gate.ODD
     return kind
 
 
-def note_shift(out: Any, func: Callable[..., Any], args: Any) -> None:
+def _saturates(constant: Any) -> bool:
+    """Return whether adding a constant to values from -1 to 1 leaves them on one side of 0."""
+    if isinstance(constant, Tensor):
+        return constant.dtype != torch.bool and bool((constant.abs() >= 1).all())
+    return isinstance(constant, numbers.Real) and abs(float(constant)) >= 1
+
+
+def note_shift(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
     """Remember the number that was added to make ``out``."""
-    if canonical_name(func) in ("add", "sub", "subtract") and isinstance(out, Tensor):
-        shifts = [a for a in args[:2] if isinstance(a, numbers.Real)]
-        if len(shifts) == 1:
-            sign = 1 if canonical_name(func) == "add" else -1
-            out._lrp_shift = (sign * shifts[0], out._version)  # type: ignore[attr-defined]
+    name = canonical_name(func)
+    if name not in ("add", "sub", "subtract") or kwargs.get("alpha", 1) != 1:
+        return
+    shifts = [v for v in (*args[:2], kwargs.get("other")) if isinstance(v, numbers.Real)]
+    if len(shifts) == 1 and isinstance(out, Tensor):
+        marks.put(out, "shift", shifts[0] if name == "add" else -shifts[0])
 
 
 def is_factor(t: Tensor) -> bool:
@@ -98,8 +108,8 @@ def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate 
     """
     if name in ("erf", "tanh"):
         return Gate.ODD
-    shift, version = getattr(x, "_lrp_shift", (None, -1))
-    if bounds is None or shift is None or version != x._version:
+    shift = marks.get(x, "shift")
+    if bounds is None or shift is None:
         return None
     # a hard sigmoid: relu6(x + 3), clamp(x + 0.5, 0, 1), half way up where x is 0
     low, high = bounds

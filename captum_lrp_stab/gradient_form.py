@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations
+from captum_lrp_stab import activations, operations
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
@@ -205,7 +205,7 @@ class GradientForm(Interception):
         """Run a rectifier as an activation, in place where it is."""
         x, options = first(args, kwargs), rest(kwargs)
         out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **options))
-        return x.copy_(out) if activations.is_inplace(func, args, kwargs) else out
+        return x.copy_(out) if operations.writes(func, args, kwargs) else out
 
     def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Move values; a carrier moves with the input it stands beside."""

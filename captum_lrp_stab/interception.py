@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import describe, operations, surrogates, ties, treatments, types
+from captum_lrp_stab import describe, marks, operations, surrogates, ties, treatments, types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.operations import made, tensors_in
@@ -168,7 +168,8 @@ class Interception(TorchFunctionMode, ABC):
         reached = set(operations.graph(output)) if in_question else set()
         for operation in in_question:
             if operation.nodes is not None:
-                operation.reached = any(node in reached for node in operation.nodes)
+                found = any(node in reached for node in operation.nodes)
+                operation.reached = found or operation.is_absorbed
         self.operations = [o for o in self.operations if o.reached or not o.is_merged]
         for operation in self.operations:
             operation.nodes = None
@@ -200,8 +201,8 @@ class Interception(TorchFunctionMode, ABC):
         """Return the output of a rule-bearing layer, marked as such."""
         site.operation.rule = site.rule
         out = self.affine(site, call)
-        out._lrp_site = (site, out._version)  # type: ignore[attr-defined]
-        ties.keep_order(out, site)
+        marks.put(out, "site", site)
+        ties.keep_order(out, (site, site.x._version))
         return out
 
     def on_merge(self, site: Site, call: Call) -> Tensor:
@@ -230,9 +231,10 @@ class Interception(TorchFunctionMode, ABC):
                 "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
                 "write them out for the batch"
             )
-        if torch.is_grad_enabled() or not args or not operations.writes(func, kwargs):
+        if torch.is_grad_enabled() or not operations.writes(func, args, kwargs):
             return
-        if isinstance(args[0], Tensor) and made(args[0]):
+        written = kwargs.get("out", args[0] if args else kwargs.get("input"))
+        if isinstance(written, Tensor) and made(written):
             name, _ = self.places.of(func)
             raise ModelError(
                 f"operation '{name}' writes over a value of the model under torch.no_grad(), so "

@@ -112,12 +112,19 @@ def relevance(
     z: Tensor,
     R: Tensor,
     stabilize: Stabilize,
+    protected: bool = False,
 ) -> Tensor:
-    """Return the relevance of ``x`` given the relevance ``R`` of ``z`` (relevance form)."""
+    """Return the relevance of ``x`` given the relevance ``R`` of ``z`` (relevance form).
+
+    With ``protected``, 0/0 is 0: nothing is handed down where R or a denominator is 0.
+    """
     total = torch.zeros_like(x)
     for group in groups:
         d = denominators(group, op, x, z)
-        message = R / stabilized(group, op, x, d, stabilize)
+        s = stabilized(group, op, x, d, stabilize)
+        message = R / s
+        if protected:
+            message = message.masked_fill((R == 0) | (s == 0), 0)
         if group.outputs is not Part.ALL:
             message = torch.where(_selected(group, z), message, torch.zeros_like(message))
         for term in group.terms:

@@ -283,7 +283,7 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
             inputs, target, additional_forward_args, probes=tuple(probes.values()), verbose=verbose
         )
         if self.layer is None:
-            names = [name for name in names if probes[name].relevances]
+            names = [n for n in names if any(r is not None for r in probes[n].relevances)]
             self.layers = [leaves[name] for name in names]
         known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
         results = [_result(probes[name], known) for name in names]

@@ -3,8 +3,8 @@ r"""Gradient form above, relevance form below a layer whose rule is not proporti
 The zB, :math:`w^2` and flat rules give the relevance of a layer's input, not a coefficient: an
 input of 0 can have relevance, and no coefficient can say so. So the stretch of the network that
 such a layer reads runs in relevance form: the backward pass carries R instead of c there. Where an
-operation needs the other, R becomes :math:`c = R / x` and c becomes :math:`R = x c`, with 0 / 0
-counting as 0: an operation whose output is 0 has nothing to hand down.
+operation without a rule needs the other, R becomes :math:`c = R / x` and c becomes :math:`R = x c`.
+0 / 0 counts as 0.
 
 Which operations the stretch has is known only when the pass has met such a layer, so that a first
 pass, in gradient form, looks for it (``stretch``), and a second one follows.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import activations, operations, treatments
+from captum_lrp_stab import marks, operations, treatments
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm, times
@@ -41,7 +41,7 @@ class MixedForm(GradientForm):
     def __init__(self, model: nn.Module, rule_set: RuleSet, stretch: Stretch) -> None:
         super().__init__(model, rule_set)
         self._stretch = stretch
-        self._below = self._direct = False  # of the operation that is running
+        self._below = False  # whether the operation that is running is in the stretch
 
     def prepare(self, *arguments: Any) -> tuple[Tensor, ...]:
         """Return stand-ins for the inputs, which collect relevance."""
@@ -51,8 +51,17 @@ class MixedForm(GradientForm):
         return stand_ins
 
     def carries_relevance(self, t: Tensor) -> bool:
-        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
-        return getattr(t, "_lrp_relevance", (False, -1)) == (True, t._version)
+        """Return whether the backward pass hands this tensor relevance, not a coefficient.
+
+        Raises:
+            ModelError: It did, and the tensor has been written to since, under another name.
+        """
+        if marks.is_stale(t, "relevance"):
+            raise ModelError(
+                "the model writes in place, by a view or another name, over what a layer reads "
+                "whose rule is not proportional to its input; make that operation out of place"
+            )
+        return marks.get(t, "relevance") is not None
 
     def carrier_of(self, site: Site) -> None:
         """Return None: relevance goes to the layer's input itself."""
@@ -67,19 +76,19 @@ class MixedForm(GradientForm):
         """
         args, kwargs = super().on_operands(operation, func, args, kwargs)
         self._below = not operation.ordinals.isdisjoint(self._stretch.below)
-        self._direct = not operation.ordinals.isdisjoint(self._stretch.direct)
-        if self._below or self._direct:
+        if self._below or not operation.ordinals.isdisjoint(self._stretch.direct):
             return args, kwargs
-        given = [t for t in operations.tensors_in(args, kwargs) if operations.made(t)]
-        if treatments.of(func) is treatments.moving and all(map(self.carries_relevance, given)):
-            self._below = True  # moved as it is; a copy would be no view
-            return args, kwargs
-        in_place = func is Tensor.__setitem__ or activations.is_inplace(func, args, kwargs)
-        if in_place and self.carries_relevance(args[0]):
+        tensors = list(operations.tensors_in(args, kwargs))
+        carrying = [self.carries_relevance(t) for t in tensors if operations.made(t)]
+        writes = operations.writes(func, args, kwargs)
+        if writes and operations.made(args[0]) and self.carries_relevance(args[0]):
             raise ModelError(
                 f"operation '{operation.name}' writes in place over what a layer has read whose "
                 "rule is not proportional to its input; make the operation out of place"
             )
+        if treatments.of(func) in treatments.MOVING and all(carrying) and not writes:
+            self._below = True  # moved as it is; a copy would be no view
+            return args, kwargs
 
         def change(t: Tensor) -> Tensor:
             return _from_coefficient(t) if self.carries_relevance(t) else t
@@ -101,12 +110,24 @@ class MixedForm(GradientForm):
                 "cannot be followed below this rule; make that operation out of place"
             )
         if not self._below:
+            if site.rule.proportional and self.carries_relevance(site.x):  # of a merged layer
+                site = replace(site, x=_from_coefficient(site.x))
             return super().affine(site, call)
-        x = _from_coefficient(site.x) if site.rule.proportional else site.x
-        inner = replace(site, x=x)
-        out = _to_coefficient(super().affine(inner, call))
-        site.keep(inner.z)
-        return out
+        with torch.no_grad():
+            z = call()
+        x = site.x.detach()
+
+        def backward(R: Tensor) -> tuple[Tensor]:
+            result = site.rule.relevance(site.op, x, z, R, protected=True)
+            if self.trace is not None:
+                self.trace.backward(site.operation, R, result)
+            return (result,)
+
+        if self.trace is not None:
+            self.trace.forward(site.operation, x, z)
+        out: Tensor = Step.apply(backward, z, site.x)
+        site.keep(z)
+        return _marked(out)
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``, in the stretch with relevance passing as it is."""
@@ -137,14 +158,16 @@ class MixedForm(GradientForm):
 
 
 def _marked(t: Tensor) -> Tensor:
-    t._lrp_relevance = (True, t._version)  # type: ignore[attr-defined]
+    marks.put(t, "relevance", True)
     return t
 
 
 def _from_coefficient(t: Tensor) -> Tensor:
     """Return a copy of ``t`` that turns the coefficient it is handed into relevance."""
     value = t.detach().clone()
-    return Step.apply(lambda c: (times(value, c),), value, t)  # type: ignore[no-any-return]
+    copy: Tensor = Step.apply(lambda c: (times(value, c),), value, t)
+    marks.carry(t, copy, without=("padded", "relevance"))
+    return copy
 
 
 def _to_coefficient(t: Tensor) -> Tensor:

@@ -102,16 +102,28 @@ def canonical_name(func: Callable[..., Any]) -> str:
     return name
 
 
-def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a call writes to its first argument, by its name or by ``inplace=True``."""
-    name = func.__name__
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or bool(kwargs.get("inplace")) or name == f"__i{canonical_name(func)}__"
+_INPLACE_IS_LAST = frozenset(
+    """
+    alpha_dropout celu dropout dropout1d dropout2d dropout3d elu feature_alpha_dropout hardsigmoid
+    hardswish hardtanh leaky_relu mish relu relu6 rrelu selu silu threshold
+    """.split()
+)
+
+
+def writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call writes to a tensor it is given, its first argument or ``out``."""
+    given, name = func.__name__, canonical_name(func)
+    in_place = given.endswith("_") and not given.endswith("__")
+    if in_place or given in (f"__i{name}__", "__setitem__") or kwargs.get("inplace"):
+        return True
+    # F.relu6(x, True), F.hardtanh(x, 0.0, 6.0, True)
+    by_position = name in _INPLACE_IS_LAST and len(args) > 1 and args[-1] is True
+    return by_position or kwargs.get("out") is not None
 
 
 def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that computes what an in-place ``func`` writes, or ``func`` itself."""
-    if not writes(func, {}):
+    if not writes(func, (), {}):
         return func
     name = canonical_name(func)
     plain: Callable[..., Any] = getattr(Tensor, name, None) or getattr(Tensor, f"__{name}__")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_lrp_stab import marks
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.operations import made, mapped, tensors_in
 
@@ -122,6 +123,7 @@ class Probes:
         for t, copy in running.copies:
             if copy._version:  # the layer wrote over it
                 originals[id(copy)] = t.copy_(copy)
+                marks.carry(copy, t)
 
         def back(t: Tensor) -> Tensor:
             return originals.get(id(t), t)
@@ -171,10 +173,12 @@ class Probes:
             probe.note(position, self._form.noted(value, carried, as_it_is))
 
         copy: Tensor = ProbeStep.apply(t, note)
-        for name in ("_lrp_site", "_lrp_gate", "_lrp_order", "_lrp_relevance", "_lrp_shift"):
-            mark = getattr(t, name, None)
-            if mark is not None and mark[1] == t._version:
-                setattr(copy, name, (mark[0], copy._version))
+        marks.carry(t, copy)
+        padded = marks.get(t, "padded")
+        if padded is not None:  # a layer that takes the padding as its own reads what is inside
+            inside = self._copied(probe, position, padded.x)
+            mark = padded._replace(x=inside, version=inside._version)
+            marks.put(copy, "padded", mark)
         self._form.branch(t, copy, lambda R: probe.note(position, R))
         return copy
 

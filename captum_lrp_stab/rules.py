@@ -368,7 +368,9 @@ class PassRule(Rule):
             )
         return lambda R: (R,)
 
-    def relevance(self, op: Affine, x: Tensor, z: Tensor, R: Tensor) -> Tensor:
+    def relevance(
+        self, op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False
+    ) -> Tensor:
         """Return ``R``."""
         return R
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_lrp_stab import marks
 from captum_lrp_stab.affine import Affine, Convolution, Dense
 from captum_lrp_stab.captum_bridge import Rule
 
@@ -21,6 +22,7 @@ class Operation:
     shape: tuple[int, ...] = ()  # of the first output
     batch_norm: str = ""  # name of the batch norm merged into it
     is_merged: bool = False  # with its batch norm, which stands for both unless others read it too
+    is_absorbed: bool = False  # a padding, by the layer that reads it
     fallback: str = ""  # why it gets its plain gradient
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
@@ -73,8 +75,8 @@ class Site:
 
 def current_site(x: Tensor) -> Site | None:
     """Return the layer whose output ``x`` is, if nothing has written to it since."""
-    site, version = getattr(x, "_lrp_site", (None, -1))
-    return site if version == x._version else None
+    site: Site | None = marks.get(x, "site")
+    return site
 
 
 def is_mergeable(site: Site, x: Tensor) -> bool:

@@ -31,18 +31,28 @@ def stretch_of(planned: Iterable[Operation], sites: Iterable[Site]) -> Stretch |
         return None
     below: set[int] = set()
     for site in deep:
+        for function in operations.custom_functions(site.x):
+            raise RuleError(
+                f"{_why(site)}, where the custom autograd function {function.__name__} has none; "
+                "move the rule to a layer below it, or take a proportional one such as EpsilonRule"
+            )
         nodes = set(operations.graph(site.x))
         for operation in planned:
             if operation.nodes is None or not any(node in nodes for node in operation.nodes):
                 continue
             if operation.fallback:
                 raise RuleError(
-                    f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
-                    "that is not proportional to the layer's input, so what that input is made of "
-                    f"runs in relevance form, where operation {operation.describe_fallback()} has "
-                    "no rule; move the rule to a layer below it, or take a proportional one such "
-                    "as EpsilonRule"
+                    f"{_why(site)}, where operation {operation.describe_fallback()} has no rule; "
+                    "move the rule to a layer below it, or take a proportional one such as "
+                    "EpsilonRule"
                 )
             below |= operation.ordinals
     direct = frozenset().union(*(site.operation.ordinals for site in sites))
     return Stretch(direct, frozenset(below))
+
+
+def _why(site: Site) -> str:
+    return (
+        f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance that is not "
+        "proportional to the layer's input, so what that input is made of runs in relevance form"
+    )

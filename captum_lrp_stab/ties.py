@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_lrp_stab import marks
 from captum_lrp_stab.sites import Site
 
 POOLS: dict[str, Callable[..., Any]] = {
@@ -23,17 +24,20 @@ _HALF = (torch.float16, torch.bfloat16)
 _SMALL = 2.0**-12  # so that the float32 values only tell equals apart
 
 
-def keep_order(out: Tensor, site: Site) -> None:
+Order = tuple[Site, int]
+"""A layer, and the version of its input."""
+
+
+def keep_order(out: Tensor, order: Order | None) -> None:
     """Remember the layer whose output, or a non-decreasing function of it, is ``out``."""
-    if out.dtype in _HALF:
-        out._lrp_order = ((site, site.x._version), out._version)  # type: ignore[attr-defined]
+    if order is not None and out.dtype in _HALF:
+        marks.put(out, "order", order)
 
 
-def pass_order(x: Tensor, version: int, out: Tensor) -> None:
-    """Remember the layer for a non-decreasing function of ``x``, which had this version then."""
-    tag, marked = getattr(x, "_lrp_order", (None, -1))
-    if tag is not None and marked == version:
-        out._lrp_order = (tag, out._version)  # type: ignore[attr-defined]
+def order_of(x: Tensor) -> Order | None:
+    """Return the layer that knows the order of the values of ``x``, None if there is none."""
+    order: Order | None = marks.get(x, "order")
+    return order
 
 
 def resolved(name: str, x: Tensor) -> Callable[..., Tensor] | None:
@@ -43,21 +47,19 @@ def resolved(name: str, x: Tensor) -> Callable[..., Tensor] | None:
         name: One of ``POOLS``.
         x: What is pooled.
     """
-    tag, version = getattr(x, "_lrp_order", (None, -1))
-    if tag is None or version != x._version:
+    order = order_of(x)
+    if order is None or order[0].x._version != order[1]:
         return None
-    site, of_x = tag
-    if site.x._version != of_x:
-        return None
+    site = order[0]
 
     def pool(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             op, bias = site.op, site.op.bias
             wide = None if bias is None else bias.float()
             exact = op.apply(site.x.detach().float(), op.weight.float(), wide)
-            order = input.double()
-            order += _SMALL * (exact.double() - order)
-            indices = POOLS[name](order, *args, **kwargs | {"return_indices": True})[1]
+            ranked = input.double()
+            ranked += _SMALL * (exact.double() - ranked)
+            indices = POOLS[name](ranked, *args, **kwargs | {"return_indices": True})[1]
         dims = int(name[-2])
         picked = input.flatten(-dims).gather(-1, indices.flatten(-dims))
         return picked.reshape(indices.shape)

@@ -132,10 +132,26 @@ def test_a_reused_module_has_its_rule_in_each_use() -> None:
     assert relative_error(relevance, once) > 1e-3
 
 
-def test_a_layer_that_two_batch_norms_read_stays_in_the_plan() -> None:
-    model = build(lambda: Net(STEPS["two batch norms of one layer"]))
-    rows = [(row.name, row.batch_norm) for row in plan(model, X).layers if row.name == "inner"]
-    assert rows == [("inner", "batch_norm_0"), ("inner", "batch_norm_0")]
+def test_a_layer_that_two_batch_norms_read_is_one_layer_with_each() -> None:
+    def rows(step) -> list[str]:
+        layers = plan(build(lambda: Net(step)), X).layers
+        return [row.batch_norm for row in layers if row.name == "inner"]
+
+    assert rows(lambda s, x: two_norms(s.inner(x))) == ["batch_norm_0", "batch_norm_1"]
+    with_another_reader = rows(lambda s, x: (lambda y: two_norms(y) + y)(s.inner(x)))
+    assert with_another_reader == ["", "batch_norm_0", "batch_norm_1"]
+
+    def swapped(y: Tensor) -> Tensor:
+        ones = torch.ones(8, dtype=y.dtype)
+        second = F.batch_norm(y, 0.2 * ones, 2 * ones)
+        return F.batch_norm(y, 0.1 * ones, ones) + second
+
+    rules = [(["inner"], GammaRule, {"gamma": 1.0})]
+    found = [
+        LRP(build(lambda f=f: Net(lambda s, x: f(s.inner(x)))), rules).attribute(X, target=1)
+        for f in (two_norms, swapped)
+    ]
+    assert relative_error(*found) <= 1e-12
 
 
 def test_exponentials_are_fallbacks() -> None:
@@ -219,23 +235,37 @@ def test_sparse_parameters() -> None:
         LRP(model).attribute(X, target=1)
 
 
+def written_after_relu(s: nn.Module, x: Tensor) -> Tensor:
+    y = F.relu(s.inner(x))
+    y += x.sum()
+    return y
+
+
 def hidden_clamp(s: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         x.clamp_(min=0.1)
     return s.inner(x)
 
 
+def hidden_part(s: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        x[:, :4] = 0
+    return s.inner(x)
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
+        (written_after_relu, r"writes in place over a value .* out of place"),
         (lambda s, x: torch.func.vmap(s.inner)(x), r"uses torch.func .*write them out"),
         (hidden_clamp, r"'clamp_0' writes over a value .* torch.no_grad\(\)"),
+        (hidden_part, r"'setitem_0' writes over a value .* torch.no_grad\(\)"),
         (
             lambda s, x: F.scaled_dot_product_attention(x[None], x[None], x[None], None, 0.5)[0],
             "dropout_p=0.5 is random",
         ),
     ],
-    ids=["vmap", "no_grad", "attention dropout by position"],
+    ids=["after a ReLU", "vmap", "no_grad", "no_grad, a part", "attention dropout by position"],
 )
 def test_what_autograd_does_not_see_is_refused(step, message) -> None:
     with pytest.raises(ModelError, match=message):

@@ -147,6 +147,11 @@ def test_what_no_gate_is_shares() -> None:
     assert rules(lambda z: F.relu6(z) * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z + 3).tanh() * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z + 1e-3).clamp(0, 6) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: torch.add(z.tanh(), z.flip(1).tanh(), alpha=1) * z) == [
+        "1/2 to each factor"
+    ]
+    assert rules(lambda z: (z.tanh() + torch.rand(8).double()) * z) == ["1/2 to each factor"]
+    assert rules(lambda z: F.relu6(torch.add(z, 3, alpha=2)) * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z + 1).clamp(min=0) * z) == ["1/2 to each factor"]
     assert rules(lambda z: (z - 0.5).clamp(-1, 1) * z) == ["1/2 to each factor"]
     assert rules(lambda z: F.linear(z.sigmoid(), torch.eye(8).double()) * z) == [

@@ -89,6 +89,15 @@ def test_ties_of_a_max_pool_are_broken_by_what_was_rounded(act) -> None:
     assert torch.cosine_similarity(control, expected, 0) < 0.98
 
 
+@pytest.mark.parametrize("act", [nn.LeakyReLU(-0.01), nn.PReLU(init=-0.02)], ids=repr)
+def test_a_max_pool_keeps_its_values(act) -> None:
+    model = build(lambda: Pooled(act)).bfloat16()
+    x = (1 + 0.01 * torch.randn(2, 3, 40, 40)).bfloat16()
+    pooled = LayerLRP(model, "head", presets.zero()).attribute(x, target=1)
+    with torch.no_grad():
+        assert torch.equal(pooled[:, 1], model(x)[:, 1])
+
+
 class Pooling(nn.Module):
     """The same, with a copy before the pool, so that nothing is known of what it pools."""
 

@@ -24,6 +24,8 @@ from captum_lrp_stab import (
 )
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.forms import form_of
+from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.propagation import propagate
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.translation import rule_set_of
@@ -33,6 +35,22 @@ DIRECT = {
     "w_square": (WSquareRule, {}),
     "z_box": (ZBoxRule, {"low": -50.0, "high": 50.0}),
 }
+
+
+def padded(mode: str, *before: nn.Module) -> nn.Module:
+    """Paddings of every kind before both convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode),
+        nn.ReLU(),
+        *before,
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
     # model, layers with a rule that gives relevance, layers with gamma
     "second layer": (lambda: cnn(nn.GELU()), ["3"], ["0"]),
@@ -41,6 +59,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
     "last layer": (cnn, ["6"], ["3"]),
     "residual, used twice": (Residual, ["shared"], ["first"]),
     "residual in place": (lambda: Residual(inplace=True), ["shared"], ["first"]),
+    "reflected": (lambda: padded("reflect"), ["2"], ["0"]),
+    "circular at the layer": (lambda: padded("circular"), ["0", "2"], []),
+    "zeros before the layer": (lambda: padded("zeros", nn.ZeroPad2d(1)), ["3"], ["0"]),
     "vgg11_bn": (lambda: vgg11_bn(num_classes=5), ["features.4", "features.8"], ["features.0"]),
     "resnet18": (
         lambda: resnet18(num_classes=5),
@@ -56,7 +77,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
 def test_equals_the_relevance_form(name, rule) -> None:
     make, direct, proportional = MODELS[name]
     model, x = build(make), random_input(2, 3, 32 if "1" in name else 8, 32 if "1" in name else 8)
-    name_map = [(direct, *DIRECT[rule]), (proportional, GammaRule, {"gamma": 0.3})]
+    gamma = [(proportional, GammaRule, {"gamma": 0.3})] if proportional else []
+    name_map = [(direct, *DIRECT[rule]), *gamma]
     relevance = LRP(model, name_map, strict=True).attribute(x, target=1)
     rules = rule_set_of(model, name_map).named
     # a tiny epsilon at additions and the like keeps 0 / 0 at 0 there
@@ -65,7 +87,7 @@ def test_equals_the_relevance_form(name, rule) -> None:
         model, x, 1, rule_set=rule_set, form=form_of("relevance", 1e-300)
     ).relevances[0]
     assert relative_error(relevance, expected) <= 1e-10
-    epsilon = [(direct, EpsilonRule, {}), (proportional, GammaRule, {"gamma": 0.3})]
+    epsilon = [(direct, EpsilonRule, {}), *gamma]
     assert relative_error(LRP(model, epsilon).attribute(x, target=1), expected) > 1e-3  # control
 
 
@@ -178,4 +200,122 @@ def after_it_was_read(h: Tensor, b: nn.Module) -> Tensor:
 def test_writing_below_is_refused(write) -> None:
     model, x = build(lambda: Writes(write)), random_input(2, 4)
     with pytest.raises(ModelError, match=r"in place.* out of place"):
+        LRP(model, [(["b"], FlatRule, {})]).attribute(x, target=1)
+
+
+ACROSS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    # what is read above the layer keeps its marks: h is a gate, weights, a shift, a layer's output
+    "gate": lambda s, x: (lambda h: s.b(h) + s.c(x) * (h + 1)[:, :3])(s.a(x).tanh()),
+    "weights": lambda s, x: (lambda h: s.b(h) + s.c(x) * h[:, :3])(s.a(x).softmax(1)),
+    "shift": lambda s, x: (lambda h: s.b(h) + s.c(x) * (F.relu6(h) / 6)[:, :3])(s.a(x) + 3),
+    "batch norm": lambda s, x: (lambda h: s.b(h) + s.norm(h)[:, :3])(s.a(x)),
+    "constant buffer": lambda s, x: (lambda h: s.b(h) + s.c(halves(h, s.d(h))))(s.a(x)),
+    "keyword of a sum": lambda s, x: (lambda h: s.b(h) + h.sum(1, True))(s.a(x).relu()),
+    "dropout": lambda s, x: (lambda h: s.b(F.dropout(h, training=False)) + s.c(h))(s.a(x)),
+}
+
+
+def halves(a: Tensor, b: Tensor) -> Tensor:
+    buffer = torch.zeros(len(a), 6, dtype=a.dtype)
+    buffer[:, :3] = a[:, :3]
+    buffer[:, 3:] = b
+    return buffer
+
+
+class Across(nn.Module):
+    """Layers a, b (flat), c, d and a batch norm, in a forward given as a function."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.c, self.d, self.norm = nn.Linear(6, 3), nn.Linear(6, 3), nn.BatchNorm1d(6)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_what_is_known_crosses_the_border(name) -> None:
+    model, x = build(lambda: Across(ACROSS[name])), random_input(3, 6)
+    rules = {"b": FlatRule(), "a": GammaRule()}
+    found = propagate(model, x, 1, rule_set=RuleSet(rules)).relevances[0]
+    expected = propagate(
+        model, x, 1, rule_set=RuleSet(rules), form=form_of("relevance", 1e-300)
+    ).relevances[0]
+    assert relative_error(found, expected) <= 1e-9
+
+
+def test_relevance_of_every_layer_of_a_network_with_batch_norm() -> None:
+    model, x = build(lambda: vgg11_bn(num_classes=5)), random_input(1, 3, 32, 32)
+    leaves = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ReLU, nn.Linear))]
+    rules = rule_set_of(model, [(["features.8"], FlatRule, {})]).named
+    seen = {}
+    for form in (GradientForm, form_of("relevance", 1e-300)):
+        probes = tuple(Probe(name, at_input) for name in leaves for at_input in (False, True))
+        done = propagate(model, x, 1, rule_set=RuleSet(rules), form=form, probes=probes)
+        seen[form] = [r for probe in probes for r in probe.relevances] + [*done.relevances]
+    for found, expected in zip(*seen.values(), strict=True):
+        assert relative_error(found, expected) <= 1e-8
+
+
+def test_a_dead_input_of_the_flat_rule_keeps_its_share() -> None:
+    """Flat rules all the way spread the score over black areas as over any other."""
+    model = build(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(2, 2, 3, bias=False),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32, 2, bias=False),
+        )
+    )
+    x = random_input(1, 1, 8, 8)
+    x[..., 4:] = 0.0
+    rules = [(["0", "2", "5"], FlatRule, {"stabilizer": 0.0})]
+    relevance, delta = LRP(model, rules).attribute(x, 1, return_convergence_delta=True)
+    assert delta.abs().max() <= 1e-12
+    assert relevance[..., 4:].abs().sum() > 0.1 * relevance.abs().sum()
+
+
+def test_a_stabilizer_below_protects_as_it_does_anywhere() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+        model[0].bias.copy_(torch.tensor([1e-40, 0.0]))
+        model[2].weight.fill_(0.5)
+    rules = [(["0"], EpsilonRule, {"epsilon": 1e-3}), (["2"], FlatRule, {"stabilizer": 1e-3})]
+    relevance = LRP(model, rules, nonfinite="raise").attribute(torch.ones(1, 2))
+    rule_set = RuleSet(rule_set_of(model, rules).named)
+    form = form_of("relevance", 1e-30)
+    expected = propagate(model, torch.ones(1, 2), rule_set=rule_set, form=form).relevances[0]
+    torch.testing.assert_close(relevance, expected)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, z: Tensor) -> Tensor:
+        return 2 * z
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def test_custom_functions_below_are_refused() -> None:
+    model = build(lambda: Across(lambda s, x: s.b(Doubled.apply(s.a(x)).relu())))
+    with pytest.raises(RuleError, match="custom autograd function Doubled has none"):
+        LRP(model, [(["b"], FlatRule, {})]).attribute(random_input(2, 6), target=1)
+
+
+def view_of_what_is_written(h: Tensor, b: nn.Module) -> Tensor:
+    v = h[:, :2]
+    h.mul_(2.0)
+    return b(h) + v
+
+
+def test_a_view_of_what_is_written_below_is_refused() -> None:
+    model, x = build(lambda: Writes(view_of_what_is_written)), random_input(2, 4)
+    with pytest.raises(ModelError, match=r"by a view or another name"):
         LRP(model, [(["b"], FlatRule, {})]).attribute(x, target=1)

@@ -403,13 +403,3 @@ def test_layer_lrp_of_a_padding_before_the_box_rule() -> None:
         IMAGES, target=20, attribute_to_layer_input=True
     )
     assert torch.equal(relevance, expected)
-
-
-def test_writing_over_what_the_backward_pass_needs_is_explained() -> None:
-    def function(s, x):
-        y = F.relu(s.a(x))
-        y += x.sum()
-        return y
-
-    with pytest.raises(ModelError, match=r"writes in place over a value .* out of place"):
-        LRP(net(function, a=nn.Linear(4, 2))).attribute(X, target=0)

@@ -9,8 +9,9 @@ from layers import relative_error
 from networks import build
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, GammaRule, LayerLRP, presets
+from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, presets
 from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.probes import Probe
 
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Pair = namedtuple("Pair", "first second")
@@ -196,3 +197,30 @@ def test_an_operation_that_takes_no_part() -> None:
     model = build(lambda: Net(lambda s, x: s.c(s.a(x) * s.b(x).sigmoid())))
     with pytest.raises(ModelError, match="'sigmoid_0' takes no part in the score"):
         LayerLRP(model, "sigmoid_0").attribute(X, target=1)
+
+
+def test_looking_keeps_what_is_known_of_a_tensor() -> None:
+    """A gate stays a gate, a padding stays the layer's own, a shift a hard sigmoid's."""
+
+    def gated(s, x):
+        return s.c(s.inner(s.a(x)) * s.b(x))
+
+    for inner in (nn.Hardsigmoid(inplace=True), nn.Sigmoid()):
+        model = build(lambda: Net(gated))
+        model.inner = inner
+        whole = LRP(model, presets.zero()).attribute(X, target=1)
+        probes = (Probe("inner", True), Probe("inner", False))
+        seen = LRP(model, presets.zero())._propagate(X, 1, None, probes=probes)
+        assert torch.equal(seen.relevances[0], whole)
+    padded = build(
+        lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    )
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    for rule, given in ((ZBoxRule, {"low": 0.0, "high": 1.0}), (GammaRule, {}), (FlatRule, {})):
+        rules = [(["1"], rule, given)]
+        whole = LRP(padded, rules).attribute(x, target=5)
+        for at_input in (True, False):
+            seen = LRP(padded, rules)._propagate(x, 5, None, probes=(Probe("1", at_input),))
+            assert torch.equal(seen.relevances[0], whole)
+    relevances = LayerLRP(padded, None, presets.epsilon()).attribute(x, target=5)
+    assert len(relevances) == 4

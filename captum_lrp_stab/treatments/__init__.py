@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 Treatment = Callable[["Interception", Operation, Function, Any, Any], Any]
 
-moving, unknown = values.moving, values.unknown
+unknown = values.unknown
+MOVING: tuple[Treatment, ...] = (values.moving, values.max_pool, values.dropout, layers.pad)
+"""Treatments of operations that move values, and relevance with them."""
 
 
 def of(func: Function) -> Treatment | None:

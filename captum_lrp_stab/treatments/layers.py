@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from captum_lrp_stab import describe, gates
+from captum_lrp_stab import describe, gates, marks
 from captum_lrp_stab.affine import Convolution, Pad
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import made
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from captum_lrp_stab.interception import Interception
 
 Function = Callable[..., Any]
+
+
+class Padded(NamedTuple):
+    """What a tensor is a padding of."""
+
+    x: Tensor
+    version: int  # of x
+    pad: Pad
+    operation: Operation
 
 
 _BATCH_NORM_ARGUMENTS = (
@@ -40,16 +50,19 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
     x = first(args, kwargs)
     if not made(x) or any(mode.depends_on_input(t) for t in others(args, kwargs)):
         return product(mode, operation, func, args, kwargs)
-    op = describe.of_call(func, args, kwargs)
-    tag = getattr(x, "_lrp_padded", None)
-    if tag is not None and isinstance(op, Convolution) and op.pad is None:
-        unpadded, pad, versions, padding = tag
-        if versions == (unpadded._version, x._version):
-            x, op = unpadded, replace(op, pad=pad)
-            padding.nodes = None  # reached, through the convolution
-    rule = mode.rule_of(operation.name, func, x)
+    padded = marks.get(x, "padded")
+    if padded is not None and padded.x._version != padded.version:
+        padded = None
+    rule = mode.rule_of(operation.name, func, x if padded is None else padded.x)
     if rule is None:
         return mixing(mode, operation, func, args, kwargs)
+    op = describe.of_call(func, args, kwargs)
+    # what a padding adds has relevance under these rules, and is no part of the layer's input
+    if padded is not None and not rule.proportional and isinstance(op, Convolution):
+        if op.pad is None:
+            x, op = padded.x, replace(op, pad=padded.pad)
+            operation.ordinals |= padded.operation.ordinals
+            padded.operation.is_absorbed = True
     kind = gates.inherited(func, args, kwargs)
     out = mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
     return gates.marked(out, kind)
@@ -82,7 +95,7 @@ def batch_norm(
         assert scale.bias is not None
         merged = site.op.scaled(scale.weight, scale.bias)
         if merged is not None:
-            site.operation.batch_norm, site.operation.is_merged = name, True
+            site.operation.is_merged = True
             operation.name, operation.kind = site.operation.name, site.operation.kind
             operation.batch_norm = name
             operation.ordinals |= site.operation.ordinals
@@ -111,6 +124,6 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
     padding = bound.get("mode", "constant")
     if padding != "constant" or not bound.get("value"):
-        versions = x._version, out._version
-        out._lrp_padded = (x, Pad(tuple(bound["pad"]), padding), versions, operation)
+        padded = Padded(x, x._version, Pad(tuple(bound["pad"]), padding), operation)
+        marks.put(out, "padded", padded)
     return out

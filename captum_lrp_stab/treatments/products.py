@@ -91,7 +91,7 @@ def _shared(
     args: Any,
     kwargs: Any,
 ) -> Any:
-    if not operations.writes(func, kwargs):
+    if not operations.writes(func, args, kwargs):
         return mode.mixing(operation, surrogates.product(func, shares), args, kwargs)
     surrogate = surrogates.product(operations.out_of_place(func), shares)
     # a copy, because the backward pass needs what is written over here

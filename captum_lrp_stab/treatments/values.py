@@ -34,11 +34,11 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
     """Run an operation that is linear, or homogeneous, in what depends on the input."""
     operation.treatment = "LRP-0"
     kind = gates.inherited(func, args, kwargs)
-    written = current_site(args[0]) if args and operations.writes(func, kwargs) else None
+    written = current_site(args[0]) if args and operations.writes(func, args, kwargs) else None
     if written is not None:  # a copy costs less than to compute it again
         written.keep(written.z.clone())
     out = mode.mixing(operation, func, args, kwargs)
-    gates.note_shift(out, func, args)
+    gates.note_shift(out, func, args, kwargs)
     return gates.marked(out, kind)
 
 
@@ -96,16 +96,16 @@ def rectifier(
     x = first(args, kwargs)
     if any(made(t) for t in others(args, kwargs)):
         return unknown(mode, operation, func, args, kwargs)
-    version = x._version
+    order = ties.order_of(x) if activations.is_monotone(func, args, kwargs) else None
     out = _rectified(mode, func, args, kwargs)
-    ties.pass_order(x, version, out)
+    ties.keep_order(out, order)
     return out
 
 
 def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> Any:
     x = first(args, kwargs)
     site = current_site(x)
-    if site is None or not activations.is_inplace(func, args, kwargs):
+    if site is None or not operations.writes(func, args, kwargs):
         return mode.rectifier(func, args, kwargs)
     rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
     if not rectified:
@@ -132,7 +132,7 @@ def activation(
     operation.treatment = "passed"
     bounds = activations.bounds_of(func, args, kwargs)
     kind = gates.of_activation(canonical_name(func), x, bounds)
-    if not activations.is_inplace(func, args, kwargs):
+    if not operations.writes(func, args, kwargs):
         out = mode.activation(x, slope, lambda z: func(z, *args[1:], **options))
         return gates.marked(out, kind)
     site = current_site(x)

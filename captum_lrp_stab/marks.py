@@ -1,0 +1,40 @@
+"""Marks on tensors: what is known of a value, for as long as nothing writes to it.
+
+A mark is kept with the tensor's version: a write makes it stale, and it says nothing any more.
+
+- ``site``: the rule-bearing layer whose output it is (``sites``).
+- ``padded``: what it is a padding of (``treatments.layers``).
+- ``gate``, ``shift``: what it is in a product (``gates``).
+- ``order``: the layer that knows the order of its values before rounding (``ties``).
+- ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def put(t: Tensor, name: str, value: Any) -> None:
+    """Mark a tensor."""
+    marks: dict[str, tuple[Any, int]] = vars(t).setdefault("_lrp_marks", {})
+    marks[name] = value, t._version
+
+
+def get(t: Tensor, name: str) -> Any:
+    """Return the value of a mark, None if there is none or it is stale."""
+    value, version = getattr(t, "_lrp_marks", {}).get(name, (None, -1))
+    return value if version == t._version else None
+
+
+def is_stale(t: Tensor, name: str) -> bool:
+    """Return whether a tensor was marked, and written to since."""
+    mark = getattr(t, "_lrp_marks", {}).get(name)
+    return mark is not None and mark[1] != t._version
+
+
+def carry(source: Tensor, target: Tensor, without: tuple[str, ...] = ()) -> None:
+    """Mark ``target``, a copy of ``source``, as that is marked."""
+    for name in list(getattr(source, "_lrp_marks", {})):
+        value = get(source, name)
+        if value is not None and name not in without:
+            put(target, name, value)
