@@ -128,9 +128,11 @@ def test_a_block_keeps_the_sum(block) -> None:
         model.norm.bias.zero_()
         model.norm.running_mean.zero_()
     explainer = LRP(model, presets.zero(), attention="cp", strict=True)
-    relevance, delta = explainer.attribute(X, 1, return_convergence_delta=True)
+    _, delta = explainer.attribute(X, 1, return_convergence_delta=True)
     score = model(X)[:, 1].detach()
     assert (delta.abs() <= 1e-12 * score.abs()).all()
     assert plan(model, X).fallbacks == ()
+    if block is GlobalResponseNorm:
+        return  # of degree 1 in its input, so that gradient x input keeps the sum as well
     control = gradient_x_input(model, X, target=1).sum((1, 2, 3))
     assert ((control - score).abs() > 1e-3 * score.abs()).any()
