@@ -65,6 +65,18 @@ class TwoInputs(nn.Module):
         return self.head(hidden).unflatten(1, (2, 4))
 
 
+class Doubled(torch.autograd.Function):
+    """A custom function, which no mode sees."""
+
+    @staticmethod
+    def forward(ctx: object, z: Tensor) -> Tensor:
+        return 2 * z
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
 def cnn(activation: nn.Module | None = None, inplace: bool = False) -> nn.Module:
     """A plain sequential network that stock Captum serves."""
     act = activation or nn.ReLU(inplace=inplace)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from layers import relative_error
-from networks import Residual, build, cnn
+from networks import Doubled, Residual, build, cnn
 from studies import random_input
 from torch import Tensor, nn
 from torchvision.models import resnet18, vgg11_bn
@@ -291,16 +291,6 @@ def test_a_stabilizer_below_protects_as_it_does_anywhere() -> None:
     form = form_of("relevance", 1e-30)
     expected = propagate(model, torch.ones(1, 2), rule_set=rule_set, form=form).relevances[0]
     torch.testing.assert_close(relevance, expected)
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, z: Tensor) -> Tensor:
-        return 2 * z
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return 2 * gradient
 
 
 def test_custom_functions_below_are_refused() -> None:

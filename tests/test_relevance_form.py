@@ -122,16 +122,6 @@ def test_parameters_count_as_constants() -> None:
     torch.testing.assert_close(run(model, x, "relevance").relevances[0], expected)
 
 
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, z: Tensor) -> Tensor:
-        return 2 * z
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return 2 * gradient
-
-
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -140,7 +130,7 @@ class Doubled(torch.autograd.Function):
         (lambda z: F.layer_norm(z, (8,), z[0]), "its scale or its shift depend on the input"),
         (lambda z: z.clamp(1, 2), "clamp"),
         (lambda z: torch.add(z, z, out=torch.empty(0, dtype=z.dtype)), "out"),
-        (Doubled.apply, "custom autograd function Doubled"),
+        (networks.Doubled.apply, "custom autograd function Doubled"),
     ],
     ids=["sigmoid", "quotient", "layer norm", "clamp", "out", "custom"],
 )
