@@ -231,10 +231,8 @@ class Interception(TorchFunctionMode, ABC):
                 "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
                 "write them out for the batch"
             )
-        if torch.is_grad_enabled() or not operations.writes(func, args, kwargs):
-            return
-        written = kwargs.get("out", args[0] if args else kwargs.get("input"))
-        if isinstance(written, Tensor) and made(written):
+        target = None if torch.is_grad_enabled() else operations.written(func, args, kwargs)
+        if target is not None and made(target):
             name, _ = self.places.of(func)
             raise ModelError(
                 f"operation '{name}' writes over a value of the model under torch.no_grad(), so "

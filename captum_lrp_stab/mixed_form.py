@@ -80,13 +80,13 @@ class MixedForm(GradientForm):
             return args, kwargs
         tensors = list(operations.tensors_in(args, kwargs))
         carrying = [self.carries_relevance(t) for t in tensors if operations.made(t)]
-        writes = operations.writes(func, args, kwargs)
-        if writes and operations.made(args[0]) and self.carries_relevance(args[0]):
+        target = operations.written(func, args, kwargs)
+        if target is not None and operations.made(target) and self.carries_relevance(target):
             raise ModelError(
                 f"operation '{operation.name}' writes in place over what a layer has read whose "
                 "rule is not proportional to its input; make the operation out of place"
             )
-        if treatments.of(func) in treatments.MOVING and all(carrying) and not writes:
+        if treatments.of(func) in treatments.MOVING and all(carrying) and target is None:
             self._below = True  # moved as it is; a copy would be no view
             return args, kwargs
 

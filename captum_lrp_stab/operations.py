@@ -121,6 +121,14 @@ def writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
     return by_position or kwargs.get("out") is not None
 
 
+def written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the tensor that a call writes to, None if it writes to none."""
+    if not writes(func, args, kwargs):
+        return None
+    target = kwargs.get("out", args[0] if args else kwargs.get("input"))
+    return target if isinstance(target, Tensor) else None
+
+
 def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that computes what an in-place ``func`` writes, or ``func`` itself."""
     if not writes(func, (), {}):

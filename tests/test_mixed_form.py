@@ -196,7 +196,11 @@ def after_it_was_read(h: Tensor, b: nn.Module) -> Tensor:
     return y + h[:, :2]
 
 
-@pytest.mark.parametrize("write", [through_a_view, after_it_was_read])
+def by_keyword(h: Tensor, b: nn.Module) -> Tensor:
+    return b(h) + F.leaky_relu(input=h, inplace=True)[:, :2]
+
+
+@pytest.mark.parametrize("write", [through_a_view, after_it_was_read, by_keyword])
 def test_writing_below_is_refused(write) -> None:
     model, x = build(lambda: Writes(write)), random_input(2, 4)
     with pytest.raises(ModelError, match=r"in place.* out of place"):

@@ -34,9 +34,10 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
     """Run an operation that is linear, or homogeneous, in what depends on the input."""
     operation.treatment = "LRP-0"
     kind = gates.inherited(func, args, kwargs)
-    written = current_site(args[0]) if args and operations.writes(func, args, kwargs) else None
-    if written is not None:  # a copy costs less than to compute it again
-        written.keep(written.z.clone())
+    target = operations.written(func, args, kwargs)
+    site = None if target is None else current_site(target)
+    if site is not None:  # a copy costs less than to compute it again
+        site.keep(site.z.clone())
     out = mode.mixing(operation, func, args, kwargs)
     gates.note_shift(out, func, args, kwargs)
     return gates.marked(out, kind)
