@@ -53,6 +53,10 @@ class MissingExtraError(LRPError, ImportError):
     """An optional package is not installed."""
 
 
+class ReferenceFailedError(LRPError, RuntimeError):
+    """The implementation a result is compared with raised an error of its own."""
+
+
 class ReportError(LRPError, OSError):
     """A report cannot be written."""
 

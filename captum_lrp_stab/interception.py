@@ -26,7 +26,7 @@ from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.sites import Operation, Site, link
 
 Call = Callable[[], Tensor]
 
@@ -162,7 +162,7 @@ class Interception(TorchFunctionMode, ABC):
 
         Args:
             output: What the model returned.
-            whole: Look at every operation, not at fallbacks alone.
+            whole: Look at every operation, not at fallbacks alone, and at what each reads.
         """
         in_question = [o for o in self.operations if whole or o.fallback or o.is_merged]
         reached = set(operations.graph(output)) if in_question else set()
@@ -171,6 +171,8 @@ class Interception(TorchFunctionMode, ABC):
                 found = any(node in reached for node in operation.nodes)
                 operation.reached = found or operation.is_absorbed
         self.operations = [o for o in self.operations if o.reached or not o.is_merged]
+        if whole:
+            link(self.operations)
         for operation in self.operations:
             operation.nodes = None
         self._from_inputs.clear()

@@ -5,7 +5,7 @@ what it gets is copied, so that other readers of the same tensor are left out, a
 the layer wrote over its copy. A tensor that is given twice is one copy.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,11 +26,12 @@ class Probe:
         self.was_tuple = False
         self.relevances: list[Tensor | None] = []
 
-    def start(self, count: int, was_tuple: bool) -> None:
-        """Make room for the tensors of one use of the layer."""
+    def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
+        """Make room for the tensors of one use of the layer; return the position of the first."""
         self.was_tuple = was_tuple
-        missing = count - len(self.relevances)
+        missing = len(values) - len(self.relevances)
         self.relevances.extend([None] * missing)
+        return 0
 
     def forget(self) -> None:
         """Drop what was noted, before another backward pass."""
@@ -95,8 +96,8 @@ class Probes:
         tensors = [t for t in tensors_in(args, kwargs) if made(t)]
         copies: dict[int, Tensor] = {}
         if probe is not None:
-            probe.start(len(tensors), len(tensors) > 1)
-            for position, t in enumerate(tensors):
+            first = probe.start(tensors, len(tensors) > 1)
+            for position, t in enumerate(tensors, first):
                 if id(t) not in copies:
                     copies[id(t)] = self._copied(probe, position, t)
         pairs = [(t, copies[id(t)]) for t in tensors if id(t) in copies]
@@ -142,9 +143,9 @@ class Probes:
             return output
         unchanged = {id(t) for t, version in given if t._version == version}
         tensors = list(tensors_in((result,), {}))
-        probe.start(len(tensors), isinstance(result, (tuple, list, dict)))
+        first = probe.start(tensors, isinstance(result, (tuple, list, dict)))
         copies: dict[int, Tensor] = {}
-        for position, t in enumerate(tensors):
+        for position, t in enumerate(tensors, first):
             if not made(t):
                 continue
             if id(t) in unchanged:  # handed through, and read by others too

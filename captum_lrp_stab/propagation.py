@@ -71,7 +71,7 @@ def propagate(
         FallbackError: With ``strict``, an operation has no LRP rule.
     """
     checks.check_model(model)
-    xs = _as_tuple(inputs)
+    xs = as_tuple(inputs)
     checks.check_inputs(xs)
     mode = form(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
@@ -84,7 +84,7 @@ def propagate(
         if strict:
             done = mode.operations + _hidden_fallbacks(output)
             refuse([o.describe_fallback() for o in done if o.fallback and o.reached])
-        score = _score(output, target)
+        score = score_of(output, target)
         relevances = mode.relevances(score)
     return Propagation(score.detach(), relevances, mode.operations)
 
@@ -99,7 +99,7 @@ def operations_of(
         ModelError: The model cannot be followed.
     """
     checks.check_model(model)
-    xs = _as_tuple(inputs)
+    xs = as_tuple(inputs)
     checks.check_inputs(xs)
     mode = GradientForm(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
@@ -113,7 +113,12 @@ _CHECKPOINT = (
 )
 
 
-def _as_tuple(inputs: Any) -> tuple[Any, ...]:
+def as_tuple(inputs: Any) -> tuple[Any, ...]:
+    """Return the inputs of a model as a tuple.
+
+    Raises:
+        InputError: They are neither a tensor nor a tuple of some.
+    """
     if isinstance(inputs, Tensor):
         return (inputs,)
     if not isinstance(inputs, tuple) or not inputs:
@@ -174,8 +179,13 @@ def refuse(fallbacks: Sequence[str]) -> None:
         )
 
 
-def _score(output: Any, target: Any) -> Tensor:
-    """Return the target's output, shape ``(N,)``."""
+def score_of(output: Any, target: Any) -> Tensor:
+    """Return the target's output, shape ``(N,)``.
+
+    Raises:
+        ModelError: The output is no tensor.
+        InputError: The target does not fit it.
+    """
     if not isinstance(output, Tensor):
         raise ModelError(
             f"the model returns a {type(output).__name__}; LRP explains one output tensor: wrap "

@@ -27,6 +27,7 @@ class Operation:
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
     ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
+    reads: tuple["Operation", ...] = ()  # whose results it reads, as far as a plan has asked
 
     def describe_fallback(self) -> str:
         """Return the operation and why it gets its plain gradient, in words."""
@@ -39,6 +40,25 @@ class Operation:
         if not any(t._is_view() and id(t) in written for t in outputs):
             self.nodes = tuple(t.grad_fn for t in outputs)
         # else a view was written to, which rewrites the graph: count it as reached
+
+
+def link(operations: Sequence[Operation]) -> None:
+    """Note whose results each operation reads, from the graph of the pass."""
+    owner = {node: o for o in operations for node in o.nodes or ()}
+    for operation in operations:
+        found: dict[Operation, None] = {}
+        waiting = [p for node in operation.nodes or () if node for p, _ in node.next_functions]
+        seen = set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if owner.get(node, operation) is not operation:
+                found[owner[node]] = None
+            else:
+                waiting.extend(previous for previous, _ in node.next_functions)
+        operation.reads = tuple(found)
 
 
 @dataclass(eq=False)

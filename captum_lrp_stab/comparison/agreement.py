@@ -1,0 +1,151 @@
+"""How well two relevance maps agree, in numbers.
+
+Every number is that of the sample that agrees least, so that one picture in a batch cannot hide
+behind the others. Where either map has NaN or Inf no number of agreement exists: they are None, and
+the counts say why.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOP = 0.01
+"""The share of pixels whose overlap is counted."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two maps, compared in float64.
+
+    ``relative_l2`` is :math:`|a - b| / |b|`, b being the reference: 0 where both are 0, infinite
+    where only b is. ``cosine``, ``pearson`` and ``spearman`` are None where a map is constant, and
+    so has no direction. ``top_overlap`` is the share of the reference's strongest 1% of pixels
+    (by absolute value, summed over channels) that are among ours.
+    """
+
+    max_absolute: float | None
+    relative_l2: float | None
+    cosine: float | None
+    pearson: float | None
+    spearman: float | None
+    top_overlap: float | None
+    total: float | None  # sum of our relevance, of all samples; None where it is not finite
+    reference_total: float | None
+    nonfinite: int  # values of ours that are NaN or Inf
+    reference_nonfinite: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether neither map has NaN or Inf."""
+        return not self.nonfinite and not self.reference_nonfinite
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether the maps are finite and their relative difference is at most that."""
+        return self.relative_l2 is not None and self.relative_l2 <= tolerance
+
+
+def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
+    """Compare relevance maps.
+
+    Args:
+        ours: One tensor ``(N, ...)`` for each input of a model or a layer.
+        reference: Tensors of the same shapes.
+
+    Example:
+        >>> a = agreement([torch.tensor([[1.0, 2.0, 4.0]])], [torch.tensor([[1.0, 2.0, 3.0]])])
+        >>> round(a.relative_l2, 3), a.spearman, a.max_absolute, a.total, a.reference_total
+        (0.267, 1.0, 1.0, 7.0, 6.0)
+    """
+    ours, reference = [t.detach().double() for t in ours], [t.detach().double() for t in reference]
+    bad, reference_bad = (sum(int((~t.isfinite()).sum()) for t in s) for s in (ours, reference))
+    total, reference_total = (_finite(sum(float(t.sum()) for t in s)) for s in (ours, reference))
+    counts = total, reference_total, bad, reference_bad
+    if bad or reference_bad:
+        return Agreement(None, None, None, None, None, None, *counts)
+    samples = len(ours[0]) if all(t.dim() and len(t) == len(ours[0]) for t in ours) else 1
+    a, b = _rows(ours, samples), _rows(reference, samples)
+    pixels = _rows(_pixels(ours), samples), _rows(_pixels(reference), samples)
+    centred = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return Agreement(
+        float((a - b).abs().max()) if a.numel() else 0.0,
+        max(map(_relative, a, b), default=0.0),
+        _least(map(_cosine, a, b)),
+        _least(map(_cosine, *centred)),
+        _least(map(_rank_correlation, a, b)),
+        min(map(_overlap, *pixels), default=None),
+        *counts,
+    )
+
+
+def tolerance(dtype: torch.dtype, depth: int) -> float:
+    r"""Return the relative difference that two correct computations may have.
+
+    It is :math:`u^{2/3} \sqrt{\max(d, 10) / 10}`: u is the unit roundoff of the dtype, d the number
+    of layers with a rule. A rounding error of u in every layer adds up like a random walk; the
+    other :math:`u^{-1/3}` (200 in float32) is for denominators that are small because what they sum
+    up cancels. It is a convention, and can be given another value wherever it is used.
+
+    Example:
+        >>> [f"{tolerance(t, 16):.1e}" for t in (torch.float64, torch.float32, torch.bfloat16)]
+        ['2.9e-11', '1.9e-05', '3.1e-02']
+    """
+    unit = torch.finfo(dtype).eps / 2
+    return float(unit ** (2 / 3) * math.sqrt(max(depth, 10) / 10))
+
+
+def _rows(tensors: Sequence[Tensor], samples: int) -> Tensor:
+    return torch.cat([t.reshape(samples, -1) for t in tensors], dim=1)
+
+
+def _pixels(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum over the channels of pictures ``(N, C, H, W)``."""
+    return [t.sum(1) if t.dim() == 4 else t for t in tensors]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    scale = float(max(a.abs().max(), b.abs().max())) if a.numel() else 0.0
+    if scale == 0:
+        return 0.0
+    norm = float((b / scale).norm())  # squares of wild values overflow
+    return float((a / scale - b / scale).norm()) / norm if norm else math.inf
+
+
+def _cosine(a: Tensor, b: Tensor) -> float | None:
+    if not a.numel() or not float(a.abs().max()) or not float(b.abs().max()):
+        return None
+    a, b = a / a.abs().max(), b / b.abs().max()
+    return max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float | None:
+    """Return Spearman's coefficient: Pearson's, of the ranks."""
+    ranks = _ranks(a), _ranks(b)
+    return _cosine(*(r - r.mean() for r in ranks)) if a.numel() else None
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return ranks; equal values share their mean rank."""
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    return ranks
+
+
+def _overlap(a: Tensor, b: Tensor) -> float:
+    if not a.numel():
+        return 1.0
+    count = max(1, math.ceil(TOP * a.numel()))
+    tops = (set(t.abs().topk(count).indices.tolist()) for t in (a, b))
+    return len(set.intersection(*tops)) / count
+
+
+def _least(values: "map[float | None]") -> float | None:
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return min(known) if found and len(known) == len(found) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,156 @@
+"""Stock ``captum.attr.LRP`` as a reference, with Captum's own rules or with ours."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from captum.attr import LRP as StockLRP
+from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
+from captum.attr._utils import lrp_rules as captum_rules
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import nn
+
+from captum_lrp_stab import types
+from captum_lrp_stab.attachment import AttachedRules, default_rule
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.recording import Recording, Use, Watch
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.leaves import leaf_modules
+from captum_lrp_stab.propagation import score_of
+from captum_lrp_stab.rules import (
+    AlphaBetaRule,
+    EpsilonRule,
+    GammaRule,
+    PassRule,
+    ZeroRule,
+    ZPlusRule,
+)
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.stabilizers import Identity, Signed
+from captum_lrp_stab.translation import ManipulatedWeightsRule
+
+
+class CaptumReference:
+    """A run of stock Captum.
+
+    Args:
+        own_rules: Use Captum's own rule where it has one of that meaning; else rules of this
+            package, under Captum's driver. Layers without a rule get Captum's defaults.
+        exact_pools: Route relevance through max pools as it is, where Captum's own epsilon rule
+            would divide by z + 1e-9 sign z.
+    """
+
+    def __init__(self, own_rules: bool = True, exact_pools: bool = False) -> None:
+        self.own_rules = own_rules
+        self.exact_pools = exact_pools
+        self.name = "captum" if own_rules else "captum-driver"
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it on a copy of the model; the modules' outputs are watched, not their inputs.
+
+        Captum looks at which layers share an input, so that copies would change what it does. The
+        values it computes on the way are those of manipulated weights, and say nothing.
+
+        Raises:
+            RuleMapError: Captum has no rule for a leaf module, and nor has this package.
+        """
+        subject = subject.copied()
+        model, names = subject.model, [operation.name for operation in operations]
+        rules = self.rules(model, operations)
+        self._attach(model, rules)
+        # where a layer's output is the very tensor that feeds a rule, Captum turns its gradient
+        # into relevance in a hook of its own; the output of a layer with a rule it copies
+        plain = [n for n, m in leaf_modules(model) if type(m) in SUPPORTED_NON_LINEAR_LAYERS]
+        late = set(plain) - rules.keys()
+        watch = Watch(model, names, inputs=False, values=False, late=late)
+        inputs = tuple(x.requires_grad_() for x in subject.inputs)
+        with watch.active():
+            relevances = StockLRP(model).attribute(
+                inputs, subject.target, subject.additional_forward_args
+            )
+        score = score_of(subject.forward(inputs), subject.target).detach()
+        seen = watch.recording((), score)
+        for name in names:
+            if isinstance(rules.get(name), Rule):
+                self._note(seen, name, rules[name])
+        # the seed of Captum's backward pass is 1; it multiplies by the score at the very end
+        seen = seen.scaled(score)
+        seen.relevances = tuple(r.detach() for r in relevances)
+        return seen
+
+    def _note(self, seen: Recording, name: str, rule: PropagationRule) -> None:
+        """Note what a rule of this package left on itself: the output it makes has no hook."""
+        for place, uses in (
+            (rule.relevance_output, seen.outputs),
+            (rule.relevance_input, seen.inputs),
+        ):
+            for R in place.values():
+                tensors = list(R) if isinstance(R, list) else [R]
+                uses[name] = [Use([None] * len(tensors), tensors)]
+
+    def rules(
+        self, model: nn.Module, operations: Sequence[Operation]
+    ) -> dict[str, PropagationRule]:
+        """Return the rule of each leaf module that does not get Captum's default."""
+        ours = {o.name: o.rule for o in operations if o.rule is not None}
+        found: dict[str, PropagationRule] = {}
+        for name, module in leaf_modules(model):
+            if name in ours:
+                own = captums_own(ours[name]) if self.own_rules else None
+                found[name] = copy.copy(ours[name]) if own is None else own
+            elif self.own_rules and type(module) in _SUPPORTED:
+                if self.exact_pools and isinstance(module, types.MaxPool):
+                    found[name] = default_rule(name, module)
+            elif isinstance(module, types.RuleBearing):  # LRP-0, as near as Captum comes to it
+                found[name] = EpsilonRule(captum_rules.PropagationRule.STABILITY_FACTOR)
+            else:
+                found[name] = default_rule(name, module)
+        return found
+
+    def _attach(self, model: nn.Module, rules: dict[str, PropagationRule]) -> None:
+        for module in model.modules():
+            vars(module).pop("rule", None)
+        AttachedRules(model, {name: r for name, r in rules.items() if isinstance(r, Rule)})
+        for name, rule in rules.items():
+            if not isinstance(rule, Rule):
+                model.get_submodule(name).rule = rule
+
+
+def captums_own(rule: Rule) -> PropagationRule | None:
+    """Return Captum's rule of the meaning of ``rule``, with its stabilizer; None if it has none."""
+    make = _OWN.get(type(rule))
+    epsilon = _signed_epsilon(rule)
+    if make is None or epsilon is None:
+        return None
+    own = make(rule)
+    if own is not None:
+        own.STABILITY_FACTOR = epsilon
+    return own
+
+
+def _signed_epsilon(rule: Rule) -> float | None:
+    """Return e of a rule that divides by z + e sign z, as every rule of Captum's does."""
+    stabilizer = rule.stabilizer
+    if isinstance(rule, EpsilonRule):
+        plain = rule.signed and isinstance(stabilizer, Identity)
+        return rule.epsilon if plain else None
+    if isinstance(stabilizer, Signed) and not stabilizer.relative:
+        return stabilizer.epsilon
+    return 0.0 if isinstance(stabilizer, Identity) else None
+
+
+def _alpha_beta(rule: AlphaBetaRule) -> PropagationRule | None:
+    return captum_rules.Alpha1_Beta0_Rule() if rule.beta == 0 else None
+
+
+_OWN: dict[type[Rule], Callable[[Any], PropagationRule | None]] = {
+    EpsilonRule: lambda rule: captum_rules.EpsilonRule(),
+    ZeroRule: lambda rule: captum_rules.EpsilonRule(),
+    GammaRule: lambda rule: captum_rules.GammaRule(rule.gamma),
+    ZPlusRule: _alpha_beta,
+    AlphaBetaRule: _alpha_beta,
+    PassRule: lambda rule: captum_rules.IdentityRule(),
+    ManipulatedWeightsRule: lambda rule: rule.rule,
+}
+
+_SUPPORTED = {*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS}

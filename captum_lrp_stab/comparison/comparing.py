@@ -1,0 +1,121 @@
+"""``compare``: do two implementations agree, and if not, where do they part, and why."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lrp_stab import checks
+from captum_lrp_stab.comparison import references
+from captum_lrp_stab.comparison.captum_reference import CaptumReference
+from captum_lrp_stab.comparison.judging import judge
+from captum_lrp_stab.comparison.result import Comparison
+from captum_lrp_stab.comparison.runs import Runs
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.propagation import as_tuple
+from captum_lrp_stab.rule_set import Attention
+from captum_lrp_stab.stabilizers import StabilizerLike
+from captum_lrp_stab.translation import Rules
+
+
+def compare(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    rules: Rules = None,
+    reference: Any = "zennit",
+    *,
+    stabilizer: StabilizerLike | None = None,
+    additional_forward_args: Any = None,
+    tolerance: float | None = None,
+    attention: Attention = "attnlrp",
+    merge_batch_norm: bool | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Comparison:
+    """Compare this package's attribution with another implementation's, layer by layer.
+
+    Args:
+        model: See :class:`captum_lrp_stab.LRP`; likewise ``inputs``, ``target``,
+            ``additional_forward_args`` and ``attention``. References run on copies of it.
+        inputs: A tensor ``(N, ...)`` or a tuple of them.
+        target: The output to explain.
+        rules: A name_map, a preset, or None for the rules set on the modules.
+        reference: What to compare with.
+
+            - ``"zennit"``: the same rules as one of zennit's composites, with our stabilizers; or
+              a composite of your own.
+            - ``"captum"``: stock ``captum.attr.LRP`` with Captum's own rules where it has one of
+              that meaning, else with ours; ``"captum-driver"`` with ours only.
+            - ``"float64"``: the same run in float64.
+            - ``"modified_forward"``: the same rules by rewriting the forward pass.
+            - an :class:`captum_lrp_stab.LRP` with other rules.
+            - a function ``(model, inputs, target) -> relevance``, which gets a copy of the model;
+              with ``additional_forward_args`` it gets those as a fourth argument. It may return
+              ``(relevance, {layer name: relevance of its output})``.
+        stabilizer: Takes the place of every rule's stabilizer, on both sides.
+        additional_forward_args: Further arguments of the model.
+        tolerance: Largest relative L2 difference that counts as equal; None for
+            :func:`captum_lrp_stab.comparison.agreement.tolerance` of the dtype and the number of
+            layers with a rule.
+        attention: ``"attnlrp"`` or ``"cp"``.
+        merge_batch_norm: Treat batch norm after a linear layer as one layer with it; None for what
+            the reference does: yes, but no for Captum, which cannot.
+        progress: Called with the name of each step before it.
+
+    Raises:
+        InputError: The reference is unknown, or gave relevance of another shape or device.
+        ReferenceFailedError: The reference raised an error of its own.
+        MissingExtraError: The reference is not installed.
+        RuleError: The reference has no counterpart of a rule.
+        LRPError: As :meth:`captum_lrp_stab.LRP.attribute`.
+
+    Example:
+        >>> import torch
+        >>> from captum_lrp_stab import LRP, compare, presets
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+        ... )
+        >>> same = compare(model, torch.ones(2, 4), 1, presets.epsilon(), "float64")
+        >>> same.verdict, same.first
+        ('equal', None)
+    """
+    chosen = references.reference_of(reference)
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"tolerance is {tolerance!r}; give a number >= 0")
+    if merge_batch_norm is None:
+        merge_batch_norm = not isinstance(chosen, CaptumReference)
+    subject = Subject(
+        model,
+        as_tuple(inputs),
+        target,
+        additional_forward_args,
+        rules,
+        stabilizer,
+        attention,
+        merge_batch_norm,
+    )
+    checks.check_model(model)
+    checks.check_inputs(subject.inputs)
+    runs = Runs(subject, tolerance, progress)
+    trial = runs.trial(chosen)
+    judgement, pair = judge(runs, trial), runs.pair(trial)
+    return Comparison(
+        chosen.name,
+        judgement.verdict,
+        judgement.explanation,
+        judgement.differences,
+        str(subject.dtype).removeprefix("torch."),
+        runs.tolerance,
+        pair.overall,
+        judgement.first,
+        tuple(pair.layers),
+        _numbers(pair.ours.score) or (),
+        _numbers(pair.reference.score),
+        pair.ours.relevances,
+        pair.reference.relevances,
+    )
+
+
+def _numbers(score: Tensor | None) -> tuple[float, ...] | None:
+    return None if score is None else tuple(score.detach().double().flatten().tolist())

@@ -1,0 +1,244 @@
+"""The known differences of meaning between implementations of LRP.
+
+None is guessed from the looks of two results. Each is shown by *removing* it: the run is repeated
+with that one meaning changed, on our side or on the reference's, and it is named only if the
+results then agree. What cannot be removed, a reference that hands relevance through an addition
+twice, is shown at the place itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor, nn
+
+from captum_lrp_stab.affine import Affine
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.captum_reference import CaptumReference, captums_own
+from captum_lrp_stab.comparison.references import ModifiedForwardReference, Reference
+from captum_lrp_stab.comparison.subject import Change, Form, Subject, remade, with_stabilizer
+from captum_lrp_stab.comparison.zennit_reference import ZennitReference
+from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.kernel import Group
+from captum_lrp_stab.relevance_form import RelevanceForm
+from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule, ZeroRule
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.stabilizers import Additive, RootMeanSquare, Signed
+from captum_lrp_stab.translation import translate
+
+
+@dataclass(frozen=True)
+class KnownDifference:
+    """A difference of meaning: neither side has a bug, or the bug is known."""
+
+    name: str
+    meaning: str
+
+
+GAMMA_BIAS = KnownDifference(
+    "gamma's bias",
+    "the gamma rule can scale a positive bias with the weights (zennit, this package's default) or "
+    "leave it as it is (Captum; GammaRule(bias='captum'))",
+)
+SIGNED_EPSILON = KnownDifference(
+    "signed against unsigned epsilon",
+    "one side adds epsilon with the sign of z, the other as it is, z + epsilon, which has a pole "
+    "at z = -epsilon",
+)
+NORMALISED_OUTPUT = KnownDifference(
+    "normalised output",
+    "one side starts from 1, the other from the score: they differ by the score as a factor",
+)
+QUADRATIC_MEAN = KnownDifference(
+    "batch-wide quadratic mean",
+    "the quadratic mean in a stabilizer is taken of each sample, or of the whole batch, which "
+    "makes the result of one picture depend on the others",
+)
+BIAS_SHARE = KnownDifference(
+    "bias share",
+    "one side counts the bias in the denominator, so that it absorbs a share of relevance; the "
+    "other leaves it out and hands that share down",
+)
+DOUBLED_ADDITION = KnownDifference(
+    "doubled at a functional addition",
+    "the reference sees modules only, and hands all relevance of a sum to each of its summands; "
+    "what lies below is not comparable",
+)
+MERGED_EPSILON = KnownDifference(
+    "eps of merged batch norms",
+    "zennit merges a batch norm into the layer before it and leaves eps in the batch norm, which "
+    "then divides by sqrt(1 + eps) once more: it changes the network's values, by 5e-6 in each",
+)
+UNMERGED_BATCH_NORM = KnownDifference(
+    "batch norm as a layer of its own",
+    "one side treats a layer and its batch norm as one layer, the other each for itself",
+)
+ADDITION_STABILIZER = KnownDifference(
+    "stabilizer at additions",
+    "the reference divides by z + 1e-6 sign z at additions too, where LRP-0 needs no stabilizer",
+)
+CAPTUM_SIGNS = KnownDifference(
+    "Captum's rules change the weights alone",
+    "Captum's gamma and alpha1-beta0 rules change the weights, whatever the signs of the layer's "
+    "bias, inputs and outputs, which is the rule only where all of them are positive",
+)
+CAPTUM_POOLS = KnownDifference(
+    "Captum's epsilon at max pools",
+    "Captum divides by z + 1e-9 sign z at max pools too, where relevance only has to be routed",
+)
+MODIFIED_FORWARD = KnownDifference(
+    "modified forward pass",
+    "the form that rewrites the forward pass computes s(z) in the place of z, so that a stabilizer "
+    "changes the values of every layer above",
+)
+KNOWN = tuple(value for value in list(vars().values()) if isinstance(value, KnownDifference))
+"""All of them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run both sides."""
+
+    ours: Subject
+    theirs: Subject
+    reference: Reference
+    form: Form = GradientForm
+    is_normalised: bool = False  # the reference's relevance is multiplied by the score
+
+
+Removal = Callable[[Trial, Sequence[Operation]], Iterable[Trial]]
+"""From a trial and its operations to trials without a difference; none where it cannot be."""
+
+
+def _rules(operations: Sequence[Operation]) -> list[Rule]:
+    return [operation.rule for operation in operations if operation.rule is not None]
+
+
+def _by_rule(change: Change) -> Removal:
+    """Return the removal that changes our rules, where the change makes any difference."""
+
+    def removal(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+        if any(change(rule) is not rule for rule in _rules(operations)):
+            yield replace(trial, ours=trial.ours.changing(change))
+
+    return removal
+
+
+def _other_gamma_bias(rule: Rule) -> Rule:
+    if type(rule) is not GammaRule or not rule.gamma:
+        return rule
+    return remade(rule, bias="captum" if rule.bias == "scaled" else "scaled")
+
+
+def _other_epsilon_sign(rule: Rule) -> Rule:
+    if type(rule) is EpsilonRule and rule.epsilon:
+        return remade(rule, signed=not rule.signed)
+    stabilizer = rule.stabilizer
+    if isinstance(stabilizer, Signed) and not stabilizer.relative:
+        return with_stabilizer(Additive(stabilizer.epsilon))(rule)
+    if isinstance(stabilizer, Additive):
+        return with_stabilizer(Signed(stabilizer.epsilon))(rule)
+    return rule
+
+
+def _other_quadratic_mean(rule: Rule) -> Rule:
+    stabilizer = rule.stabilizer
+    if not isinstance(stabilizer, RootMeanSquare):
+        return rule
+    return with_stabilizer(replace(stabilizer, per_sample=not stabilizer.per_sample))(rule)
+
+
+class _WithoutBias(Rule):
+    """A rule with the bias left out of its denominators."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__(rule.stabilizer)
+        self.rule, self.layer, self.proportional = rule, rule.layer, rule.proportional
+
+    def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
+        """Return the rule's groups without a bias."""
+        return tuple(
+            group._replace(terms=tuple(term._replace(bias=None) for term in group.terms))
+            for group in self.rule.groups(op, x)
+        )
+
+    def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
+        """Return what the rule makes of the denominators."""
+        return self.rule.stabilize(z, magnitude)
+
+    def parameters(self) -> dict[str, object]:
+        """Return the one parameter."""
+        return {"rule": self.rule}
+
+
+def _without_bias(rule: Rule) -> Rule:
+    return rule if isinstance(rule, (PassRule, _WithoutBias)) else _WithoutBias(rule)
+
+
+def _as_captum(model: nn.Module, rule: Rule) -> Rule:
+    own = captums_own(rule)
+    if own is None or isinstance(rule, EpsilonRule):
+        return rule
+    return translate(own, rule.layer, model.get_submodule(rule.layer))
+
+
+def _normalised(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    if not trial.is_normalised:
+        yield replace(trial, is_normalised=True)
+
+
+def _exactly_merged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    reference = trial.reference
+    if isinstance(reference, ZennitReference) and not reference.exact_merge:
+        yield replace(trial, reference=ZennitReference(reference.composite, exact_merge=True))
+
+
+def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    merge = not trial.ours.merge_batch_norm
+    if merge or any(operation.batch_norm for operation in operations):
+        yield replace(trial, ours=replace(trial.ours, merge_batch_norm=merge))
+
+
+def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    # zennit's composites give what the user's name_map does not: only there it is the reference's
+    if isinstance(trial.reference, ZennitReference) and trial.reference.composite is not None:
+        yield replace(trial, form=partial(RelevanceForm, stabilizer=Signed(1e-6)))
+
+
+def _routed_pools(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    reference = trial.reference
+    if isinstance(reference, CaptumReference) and reference.own_rules and not reference.exact_pools:
+        yield replace(trial, reference=CaptumReference(exact_pools=True))
+
+
+def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    if isinstance(trial.reference, CaptumReference) and trial.reference.own_rules:
+        yield from _by_rule(partial(_as_captum, trial.ours.model))(trial, operations)
+
+
+def _without_stabilizers(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    """Take the stabilizers from both sides, where they are what makes the forward pass another."""
+    if isinstance(trial.reference, ModifiedForwardReference):
+        ours, theirs = (side.changing(_bare) for side in (trial.ours, trial.theirs))
+        yield replace(trial, ours=ours, theirs=theirs)
+
+
+def _bare(rule: Rule) -> Rule:
+    tiny = Signed(1e-30)  # changes nothing but 0/0
+    return ZeroRule(tiny) if isinstance(rule, EpsilonRule) else with_stabilizer(tiny)(rule)
+
+
+REMOVALS: dict[KnownDifference, Removal] = {
+    NORMALISED_OUTPUT: _normalised,
+    MERGED_EPSILON: _exactly_merged,
+    GAMMA_BIAS: _by_rule(_other_gamma_bias),
+    SIGNED_EPSILON: _by_rule(_other_epsilon_sign),
+    QUADRATIC_MEAN: _by_rule(_other_quadratic_mean),
+    UNMERGED_BATCH_NORM: _unmerged,
+    ADDITION_STABILIZER: _stabilized_additions,
+    CAPTUM_POOLS: _routed_pools,
+    CAPTUM_SIGNS: _captums_signs,
+    BIAS_SHARE: _by_rule(_without_bias),
+    MODIFIED_FORWARD: _without_stabilizers,
+}
+"""How each difference is removed, the likeliest and cheapest first."""

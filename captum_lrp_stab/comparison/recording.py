@@ -1,0 +1,213 @@
+"""What a run leaves behind at each layer, on either side of a comparison.
+
+A layer may run several times in one pass; each use is a record of its own, in order of execution.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lrp_stab.operations import mapped, tensors_in
+from captum_lrp_stab.probes import Probe
+
+
+@dataclass
+class Use:
+    """The tensors at one end of a layer in one run of it: values, and their relevance."""
+
+    values: list[Tensor | None] = field(default_factory=list)
+    relevances: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def relevance(self) -> list[Tensor] | None:
+        """The relevance of each tensor that has any; None if none has."""
+        return [r for r in self.relevances if r is not None] or None
+
+    @property
+    def value(self) -> list[Tensor] | None:
+        """The values of the tensors that have relevance, as far as they are known."""
+        pairs = zip(self.values, self.relevances, strict=True)
+        known = [v for v, r in pairs if r is not None and v is not None]
+        return known or None
+
+
+class Uses(Probe):
+    """A probe that keeps each use of a layer apart."""
+
+    def __init__(self, name: str, at_input: bool) -> None:
+        super().__init__(name, at_input)
+        self.uses: list[Use] = []
+        self._place: list[tuple[Use, int]] = []  # from positions to a use and its tensor
+
+    def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
+        """Begin a use of the layer."""
+        use = Use([v.detach().clone() for v in values], [None] * len(values))
+        self.uses.append(use)
+        self._place += [(use, index) for index in range(len(values))]
+        return len(self._place) - len(values)
+
+    def note(self, position: int, relevance: Tensor) -> None:
+        """Add to the relevance of one tensor of one use."""
+        use, index = self._place[position]
+        known = use.relevances[index]
+        use.relevances[index] = relevance if known is None else known + relevance
+
+    def forget(self) -> None:
+        """Drop what was noted, before another backward pass."""
+        for use in self.uses:
+            use.relevances = [None] * len(use.relevances)
+
+    @property
+    def reached(self) -> list[Use]:
+        """The uses that relevance came to."""
+        return [use for use in self.uses if use.relevance is not None]
+
+
+@dataclass
+class Recording:
+    """A run: the relevance of the inputs, the score, and what was seen at the layers.
+
+    ``outputs`` and ``inputs`` map a layer's name to its uses that relevance came to; a layer that
+    could not be watched is missing.
+    """
+
+    relevances: tuple[Tensor, ...]
+    score: Tensor | None = None
+    outputs: dict[str, list[Use]] = field(default_factory=dict)
+    inputs: dict[str, list[Use]] = field(default_factory=dict)
+
+    def scaled(self, factor: Tensor) -> "Recording":
+        """Return the recording with the relevance of each sample multiplied.
+
+        Args:
+            factor: Shape ``(N,)``.
+        """
+
+        def times(t: Tensor) -> Tensor:
+            samples = factor.to(t).reshape(-1, *[1] * (t.dim() - 1))
+            return t * samples if t.dim() and len(t) == len(factor) else t
+
+        def all_of(uses: dict[str, list[Use]]) -> dict[str, list[Use]]:
+            return {
+                name: [
+                    Use(use.values, [None if r is None else times(r) for r in use.relevances])
+                    for use in one
+                ]
+                for name, one in uses.items()
+            }
+
+        return Recording(
+            tuple(times(r) for r in self.relevances),
+            self.score,
+            all_of(self.outputs),
+            all_of(self.inputs),
+        )
+
+
+class Watch:
+    """Records relevance at the modules of a model run by an implementation that carries it.
+
+    The gradient that autograd hands to a layer's output is its relevance there. Looking must not
+    change what is seen: an input is copied, to tell what this layer hands down from what others do,
+    only with ``inputs=True``.
+
+    Args:
+        model: The model.
+        names: The modules to watch; names of no module are skipped.
+        inputs: Watch inputs as well.
+        values: Keep the values too, not their relevance alone.
+        late: Of the modules, those to look at after all other hooks on their output.
+        ends: The module whose output is a layer's, where it is not the layer's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        inputs: bool,
+        values: bool = True,
+        late: Collection[str] = (),
+        ends: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._modules = dict(model.named_modules())
+        self._names = [name for name in dict.fromkeys(names) if name in self._modules]
+        self._at_input, self._keeps_values, self._late, self._ends = inputs, values, late, ends
+        self._waiting: list[tuple[Uses, int, Tensor]] = []  # until the forward pass is over
+        self._handles: list[Any] = []
+        self._outputs: dict[str, Uses] = {}
+        self._inputs: dict[str, Uses] = {}
+
+    @contextmanager
+    def active(self) -> Iterator["Watch"]:
+        """Watch until the exit; what was recorded stays."""
+        try:
+            for name in self._names:
+                if self._at_input:
+                    before = self._entering(self._inputs.setdefault(name, Uses(name, True)))
+                    self._handles.append(
+                        self._modules[name].register_forward_pre_hook(before, with_kwargs=True)
+                    )
+                end = self._ends.get(name, name)
+                self.output_of(name, self._modules[end if end in self._modules else name])
+            self._handles.append(self._modules[""].register_forward_hook(self._look_late))
+            yield self
+        finally:
+            for handle in self._handles:
+                handle.remove()
+
+    def output_of(self, name: str, module: nn.Module) -> None:
+        """Watch the output of one more module, under a name."""
+        after = self._leaving(self._outputs.setdefault(name, Uses(name, False)))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _entering(self, uses: Uses) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            tensors = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+            copies = {id(t): t.clone() for t in tensors}
+            for position, t in enumerate(tensors, self._start(uses, tensors)):
+                _note(uses, position, copies[id(t)])
+
+            def change(t: Tensor) -> Tensor:
+                return copies.get(id(t), t)
+
+            return mapped(change, args), mapped(change, kwargs)
+
+        return hook
+
+    def _leaving(self, uses: Uses) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensors = [t for t in tensors_in((output,), {}) if t.requires_grad]
+            for position, t in enumerate(tensors, self._start(uses, tensors)):
+                if uses.name in self._late:
+                    self._waiting.append((uses, position, t))
+                else:
+                    _note(uses, position, t)
+
+        return hook
+
+    def _start(self, uses: Uses, tensors: list[Tensor]) -> int:
+        first = uses.start(tensors, False)
+        if not self._keeps_values:
+            uses.uses[-1].values = [None] * len(tensors)
+        return first
+
+    def _look_late(self, module: nn.Module, args: Any, output: Any) -> None:
+        for uses, position, t in self._waiting:
+            _note(uses, position, t)
+        self._waiting.clear()
+
+    def recording(self, relevances: tuple[Tensor, ...], score: Tensor | None) -> Recording:
+        """Return what was seen."""
+        return Recording(relevances, score, _reached(self._outputs), _reached(self._inputs))
+
+
+def _note(uses: Uses, position: int, t: Tensor) -> None:
+    t.register_hook(lambda R: uses.note(position, R.detach()))  # type: ignore[no-untyped-call]
+
+
+def _reached(probes: Mapping[str, Uses]) -> dict[str, list[Use]]:
+    return {name: probe.reached for name, probe in probes.items() if probe.reached}

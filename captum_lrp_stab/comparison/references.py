@@ -1,0 +1,172 @@
+"""What a result can be compared with, by name or as an object."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab.comparison.captum_reference import CaptumReference
+from captum_lrp_stab.comparison.recording import Recording, Use
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.comparison.zennit_reference import ZennitReference
+from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
+from captum_lrp_stab.lrp import LRP
+from captum_lrp_stab.modified_forward import ModifiedForward
+from captum_lrp_stab.sites import Operation
+
+
+class Reference(Protocol):
+    """Another run of the same attribution."""
+
+    name: str
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it, leaving the subject's model and tensors as they are.
+
+        Args:
+            subject: What to attribute.
+            operations: What this package's run gives each operation.
+        """
+
+
+class Float64Reference:
+    """This package's run on a copy of the model in float64."""
+
+    name = "float64"
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it."""
+        return subject.copied(torch.float64).run(tuple(o.name for o in operations))
+
+
+class ModifiedForwardReference:
+    """The same rules by rewriting the forward pass (Montavon et al. 2019, Algorithm 8)."""
+
+    name = "modified_forward"
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it."""
+        return subject.run(tuple(o.name for o in operations), ModifiedForward)
+
+
+class LRPReference:
+    """Another ``LRP`` of this package: other rules, attention or merging, on its own model."""
+
+    name = "LRP"
+
+    def __init__(self, explainer: LRP) -> None:
+        self.explainer = explainer
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it on the inputs of the subject, on the explainer's model in their dtype."""
+        rules = self.explainer.current_rules()
+        other = Subject(
+            self.explainer.model,
+            subject.inputs,
+            subject.target,
+            subject.additional_forward_args,
+            attention=rules.attention,
+            merge_batch_norm=rules.merge_batch_norm,
+            fixed=rules,
+        )
+        if other.dtype != subject.dtype:
+            other = other.copied(subject.dtype)
+        return other.run(tuple(o.name for o in operations))
+
+
+class CallableReference:
+    """A function ``(model, inputs, target) -> relevance``.
+
+    It gets a copy of the model. It may return a pair, the second item being the relevance of
+    layers' outputs by name.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it.
+
+        Raises:
+            InputError: It returned something that is no relevance.
+        """
+        subject = subject.copied()
+        inputs = subject.inputs if len(subject.inputs) > 1 else subject.inputs[0]
+        arguments = [subject.model, inputs, subject.target]
+        if subject.additional_forward_args is not None:
+            arguments.append(subject.additional_forward_args)
+        with torch.enable_grad():
+            result = self.function(*arguments)
+        layers: Any = {}
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+            result, layers = result
+        relevances = result if isinstance(result, tuple) else (result,)
+        for value in (*relevances, *layers.values()):
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"the reference {self.name} returned a {type(value).__name__}; it must return "
+                    "the relevance of the inputs, a tensor for each"
+                )
+        outputs = {name: [Use([None], [R.detach()])] for name, R in layers.items()}
+        return Recording(tuple(r.detach() for r in relevances), None, outputs)
+
+
+NAMES: dict[str, Callable[[], Reference]] = {
+    "zennit": ZennitReference,
+    "captum": CaptumReference,
+    "captum-driver": lambda: CaptumReference(own_rules=False),
+    "float64": Float64Reference,
+    "modified_forward": ModifiedForwardReference,
+}
+"""The references that have a name."""
+
+
+def reference_of(reference: Any) -> Reference:
+    """Return a reference, given by its name, an ``LRP``, a zennit composite or a function.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(reference, str) and reference in NAMES:
+        return NAMES[reference]()
+    if isinstance(reference, LRP):
+        return LRPReference(reference)
+    if hasattr(reference, "module_map") and hasattr(reference, "canonizers"):
+        return ZennitReference(reference)
+    if callable(reference) and not isinstance(reference, type):
+        return CallableReference(reference)
+    raise InputError(
+        f"reference is {reference!r}; give one of {', '.join(NAMES)}, an LRP with other rules, a "
+        "composite of zennit, or a function (model, inputs, target) -> relevance"
+    )
+
+
+def run(reference: Reference, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    """Run a reference and check the shape of what it gives.
+
+    Raises:
+        ReferenceFailedError: It raised an error of its own.
+        InputError: Its relevance has another shape or device than the inputs.
+    """
+    try:
+        done = reference.run(subject, operations)
+    except LRPError:
+        raise
+    except Exception as error:
+        raise ReferenceFailedError(
+            f"the reference {reference.name} raised {type(error).__name__}: {error}"
+        ) from error
+    if len(done.relevances) != len(subject.inputs):
+        raise InputError(
+            f"the reference {reference.name} gave {len(done.relevances)} tensors of relevance for "
+            f"{len(subject.inputs)} inputs"
+        )
+    for index, (r, x) in enumerate(zip(done.relevances, subject.inputs, strict=True)):
+        if r.shape != x.shape or r.device != x.device:
+            raise InputError(
+                f"the reference {reference.name} gave relevance of shape {tuple(r.shape)} on "
+                f"{r.device} for input {index} of shape {tuple(x.shape)} on {x.device}"
+            )
+    return done

@@ -1,0 +1,124 @@
+"""The result of a comparison, as a record, a table and JSON."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from captum_lrp_stab.comparison.agreement import Agreement
+from captum_lrp_stab.comparison.judging import Verdict
+from captum_lrp_stab.comparison.known import KnownDifference
+from captum_lrp_stab.comparison.pair import Divergence, LayerAgreement
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two attributions side by side.
+
+    The ``verdict`` is one of
+
+    - ``"equal"``: within the tolerance;
+    - ``"rounding"``: not within it, but the two agree once they are run in float64;
+    - ``"known difference"``: the two agree once ``differences`` are removed from a side;
+    - ``"different"``: none of these;
+    - ``"reference not finite"``: the reference has NaN or Inf.
+
+    ``first`` is the first place at which the two part, None where they are equal; ``layers`` has
+    each use of each layer in order of execution. Printing shows a table; :meth:`to_json` gives all
+    but the maps.
+    """
+
+    reference: str
+    verdict: Verdict
+    explanation: str
+    differences: tuple[KnownDifference, ...]
+    dtype: str
+    tolerance: float
+    overall: Agreement
+    first: Divergence | None
+    layers: tuple[LayerAgreement, ...]
+    scores: tuple[float, ...]  # of each sample
+    reference_scores: tuple[float, ...] | None  # None where the reference does not tell
+    relevances: tuple[Tensor, ...] = field(repr=False)
+    reference_relevances: tuple[Tensor, ...] = field(repr=False)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the maps as values for JSON; no number is NaN or Inf."""
+        content = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("relevances", "reference_relevances", "differences", "overall", "first")
+        }
+        content["differences"] = [asdict(d) for d in self.differences]
+        content["overall"] = asdict(self.overall)
+        content["first"] = None if self.first is None else asdict(self.first)
+        content["layers"] = [asdict(layer) for layer in self.layers]
+        clean: dict[str, Any] = _without_nonfinite(content)
+        return clean
+
+    def to_json(self) -> str:
+        """Return everything but the maps as a JSON object; what is NaN or Inf is null."""
+        return json.dumps(self.facts(), indent=2, allow_nan=False)
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the header and one row of text for each layer that both sides saw."""
+        rows = [row_of(layer) for layer in self.layers if layer.output is not None or layer.input]
+        return HEADER, rows
+
+    def __str__(self) -> str:
+        """Return the verdict, the overall agreement and a table of the layers."""
+        header, rows = self.table()
+        lines = [header, *rows, ("input", "", "", *cells(self.overall), "")]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        text = [
+            "  ".join(
+                cell.ljust(width) if i < _WORDS else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([f"{self.verdict}: {self.explanation}", "", *text])
+
+
+HEADER = (
+    *("layer", "type", "rule", "rel. L2", "max abs", "cosine", "Pearson", "Spearman", "top 1%"),
+    *("sum", "sum, reference", "handed down"),
+)
+_WORDS = 3
+
+
+def row_of(layer: LayerAgreement) -> tuple[str, ...]:
+    """Return a layer as text: how the relevance of its output agrees, and what it hands down."""
+    down = "" if layer.input is None else number(layer.input.relative_l2)
+    rule = layer.rule.partition("(")[0]
+    return (layer.name, layer.kind, rule, *cells(layer.output), down)
+
+
+def cells(agreement: Agreement | None) -> tuple[str, ...]:
+    """Return an agreement as text."""
+    if agreement is None:
+        return ("",) * (len(HEADER) - _WORDS - 1)
+    a = agreement
+    shares = (number(v, 4) for v in (a.cosine, a.pearson, a.spearman, a.top_overlap))
+    totals = (
+        number(total, 4) if not count else f"{count} NaN/Inf"
+        for total, count in ((a.total, a.nonfinite), (a.reference_total, a.reference_nonfinite))
+    )
+    return (number(a.relative_l2), number(a.max_absolute), *shares, *totals)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number in few digits."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    return value

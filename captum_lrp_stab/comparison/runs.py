@@ -1,0 +1,112 @@
+"""The runs that a comparison is made of, each made once."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from captum_lrp_stab.comparison import references
+from captum_lrp_stab.comparison.agreement import agreement
+from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
+from captum_lrp_stab.comparison.known import Trial
+from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.recording import Recording
+from captum_lrp_stab.comparison.references import Reference
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.errors import LRPError
+from captum_lrp_stab.sites import Operation
+
+Progress = Callable[[str], None]
+
+
+class Runs:
+    """The runs of one subject in one dtype.
+
+    Args:
+        subject: What is attributed.
+        tolerance: Largest relative difference that counts as equal, None for the usual one.
+        progress: Called with a name before each run.
+    """
+
+    def __init__(
+        self, subject: Subject, tolerance: float | None, progress: Progress = lambda step: None
+    ) -> None:
+        self.subject = subject
+        self.operations = subject.operations()
+        depth = sum(operation.rule is not None for operation in self.operations)
+        usual = usual_tolerance(subject.dtype, depth)
+        self.tolerance = usual if tolerance is None else tolerance
+        self._given, self._progress = tolerance, progress
+        self._kept: dict[Any, tuple[Any, Any]] = {}
+
+    def trial(self, reference: Reference) -> Trial:
+        """Return the comparison as it was asked for."""
+        return Trial(self.subject, self.subject, reference)
+
+    def in_float64(self, reference: Reference) -> "Runs | None":
+        """Return the same runs in float64, None if they are or the reference cannot.
+
+        Raises:
+            ModelError: The model cannot be copied.
+        """
+        if self.subject.dtype == torch.float64:
+            return None
+        # float64 tells a difference of meaning from rounding; a wider tolerance does not help that
+        given = None if self._given is None else min(self._given, self.tolerance)
+        runs = Runs(self.subject.copied(torch.float64), given, self._progress)
+        try:
+            finite = runs.pair(runs.trial(reference)).overall.is_finite
+        except LRPError:
+            return None
+        return runs if finite else None
+
+    def operations_of(self, subject: Subject) -> Sequence[Operation]:
+        """Return what each operation gets."""
+        if subject is self.subject:
+            return self.operations
+        found: list[Operation] = self._once((id(subject), "plan"), subject, subject.operations)
+        return found
+
+    def pair(self, trial: Trial) -> Pair:
+        """Return both sides of a trial, watched at every layer."""
+        operations = self.operations_of(trial.ours)
+        names = tuple(dict.fromkeys(operation.name for operation in operations))
+
+        def run() -> Recording:
+            self._progress("captum-lrp-stab")
+            return trial.ours.run(names, trial.form)
+
+        ours = self._once((id(trial.ours), id(trial.form)), trial, run)
+        return Pair(ours, self._reference(trial, ours), operations)
+
+    def error(self, trial: Trial) -> float:
+        """Return the relative difference of a trial; infinite where it cannot be run."""
+
+        def run() -> Recording:
+            self._progress("captum-lrp-stab")
+            return trial.ours.run((), trial.form)
+
+        try:
+            ours = self._once((id(trial.ours), id(trial.form), "unwatched"), trial, run)
+            found = agreement(ours.relevances, self._reference(trial, ours).relevances)
+        except LRPError:
+            return math.inf
+        return math.inf if found.relative_l2 is None else found.relative_l2
+
+    def _reference(self, trial: Trial, ours: Recording) -> Recording:
+        def run() -> Recording:
+            self._progress(trial.reference.name)
+            operations = self.operations_of(trial.theirs)
+            return references.run(trial.reference, trial.theirs, operations)
+
+        found: Recording = self._once((id(trial.reference), id(trial.theirs)), trial, run)
+        if trial.is_normalised and ours.score is not None:
+            return found.scaled(ours.score)
+        return found
+
+    def _once(self, key: Any, alive: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made under a key; what its ids belong to is kept alive."""
+        if key not in self._kept:
+            self._kept[key] = (alive, make())
+        return self._kept[key][1]

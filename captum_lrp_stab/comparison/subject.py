@@ -1,0 +1,164 @@
+"""What is compared: one model, its inputs and rules, and this package's own run of them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from captum._utils.common import _format_additional_forward_args
+from torch import Tensor, nn
+
+from captum_lrp_stab import stabilizers
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.recording import Recording, Uses
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.operations import mapped
+from captum_lrp_stab.propagation import operations_of, propagate
+from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.stabilizers import StabilizerLike
+from captum_lrp_stab.translation import Rules, rule_set_of
+
+Form = Callable[..., GradientForm]
+Change = Callable[[Rule], Rule]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One attribution to be run in several ways; the arguments are those of ``compare``."""
+
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    target: Any = None
+    additional_forward_args: Any = None
+    rules: Rules = None
+    stabilizer: StabilizerLike | None = None
+    attention: Attention = "attnlrp"
+    merge_batch_norm: bool = True
+    changes: tuple[Change, ...] = ()  # made to each rule, in order
+    fixed: RuleSet | None = None  # in the place of rules
+
+    def rule_set(self) -> RuleSet:
+        """Return the rule of each operation.
+
+        Raises:
+            RuleMapError: ``rules`` does not fit the model.
+        """
+        options: Any = {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}
+        if self.fixed is not None:
+            rules = replace(self.fixed, **options)
+        else:
+            rules = rule_set_of(self.model, self.rules, **options)
+        if self.stabilizer is not None:
+            rules = changed(rules, with_stabilizer(self.stabilizer))
+        for change in self.changes:
+            rules = changed(rules, change)
+        return rules
+
+    def operations(self) -> list[Operation]:
+        """Return the operations that relevance reaches, in order of execution."""
+        found = operations_of(
+            self.model, self.inputs, self.additional_forward_args, self.rule_set()
+        )
+        return [operation for operation in found if operation.reached]
+
+    def run(self, names: tuple[str, ...] = (), form: Form = GradientForm) -> Recording:
+        """Run this package's LRP.
+
+        Args:
+            names: The operations to watch.
+            form: How relevance is carried.
+        """
+        probes = [Uses(name, at_input) for name in names for at_input in (False, True)]
+        done = propagate(
+            self.model,
+            self.inputs,
+            self.target,
+            self.additional_forward_args,
+            rule_set=self.rule_set(),
+            probes=tuple(probes),
+            form=form,
+        )
+        outputs, inputs = (
+            {p.name: p.reached for p in probes if p.at_input is at_input and p.reached}
+            for at_input in (False, True)
+        )
+        return Recording(done.relevances, done.score, outputs, inputs)
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Return the model's output on other inputs."""
+        return self.model(
+            *inputs, *(_format_additional_forward_args(self.additional_forward_args) or ())
+        )
+
+    def changing(self, *changes: Change) -> "Subject":
+        """Return the subject with each rule changed."""
+        return replace(self, changes=(*self.changes, *changes))
+
+    def copied(self, dtype: torch.dtype | None = None) -> "Subject":
+        """Return the subject with copies of the model and the inputs, in another dtype if given.
+
+        Raises:
+            ModelError: The model cannot be copied.
+        """
+
+        def convert(t: Tensor) -> Tensor:
+            return t.detach().clone().to(dtype if t.is_floating_point() else None)
+
+        try:
+            model = copy.deepcopy(self.model)
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be copied for the reference, which is kept "
+                f"away from your model: {type(error).__name__}: {error}"
+            ) from error
+        return replace(
+            self,
+            model=model if dtype is None else model.to(dtype),
+            inputs=tuple(convert(x) for x in self.inputs),
+            additional_forward_args=mapped(convert, self.additional_forward_args),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest dtype of the inputs and the floating parameters."""
+        parameters = (p for p in self.model.parameters() if p.is_floating_point())
+        return max({t.dtype for t in (*self.inputs, *parameters)}, key=lambda d: torch.finfo(d).eps)
+
+
+def with_stabilizer(stabilizer: StabilizerLike) -> Change:
+    """Return a change that gives a rule another stabilizer, if it takes one."""
+    chosen = stabilizers.ensure(stabilizer)
+
+    def change(rule: Rule) -> Rule:
+        if "stabilizer" not in rule.parameters():
+            return rule
+        other = copy.copy(rule)
+        other.stabilizer = chosen
+        return other
+
+    return change
+
+
+def remade(rule: Rule, **parameters: Any) -> Rule:
+    """Return a rule with other parameters, on the same layer."""
+    other = type(rule)(**rule.parameters() | parameters)
+    other.layer = rule.layer
+    return other
+
+
+def changed(rules: RuleSet, change: Change) -> RuleSet:
+    """Return a set with every rule changed."""
+
+    def by_type(layer: type[nn.Module], reads_input: bool) -> Rule | None:
+        rule = None if rules.by_type is None else rules.by_type(layer, reads_input)
+        return None if rule is None else change(rule)
+
+    return replace(
+        rules,
+        named={name: change(rule) for name, rule in rules.named.items()},
+        default=change(rules.default),
+        by_type=None if rules.by_type is None else by_type,
+    )

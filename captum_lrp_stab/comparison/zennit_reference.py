@@ -1,0 +1,191 @@
+"""zennit as a reference: a name_map becomes one of its composites.
+
+zennit is an optional extra, imported when it is asked for. Nothing of it is changed: it runs on a
+copy of the model, its rules get this package's stabilizers as callables, batch norms are merged by
+its own canonizer where this package merges them, and the blocks of torchvision's ResNets get
+zennit's canonizers, which turn their functional addition into a module.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_stab import types
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.recording import Recording, Watch
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.errors import MissingExtraError, RuleError
+from captum_lrp_stab.propagation import score_of
+from captum_lrp_stab.rules import (
+    AlphaBetaRule,
+    EpsilonRule,
+    FlatRule,
+    GammaRule,
+    PassRule,
+    WSquareRule,
+    ZBoxRule,
+    ZeroRule,
+    ZPlusRule,
+)
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.stabilizers import RoundingAware
+
+
+def package() -> Any:
+    """Return zennit.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import zennit.canonizers
+        import zennit.composites
+        import zennit.core
+        import zennit.rules
+        import zennit.torchvision
+    except ImportError as error:
+        raise MissingExtraError(
+            "the reference 'zennit' needs the package zennit: pip install 'captum-lrp-stab[zennit]'"
+        ) from error
+    return zennit
+
+
+class ZennitReference:
+    """A run of zennit.
+
+    Args:
+        composite: zennit's; None for one made of the subject's rules.
+        exact_merge: Let merged batch norms be the identity they are meant to be: zennit leaves
+            their eps in place, so that they divide by sqrt(1 + eps).
+    """
+
+    name = "zennit"
+
+    def __init__(self, composite: Any = None, exact_merge: bool = False) -> None:
+        self.composite = composite
+        self.exact_merge = exact_merge
+
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it on a copy of the model.
+
+        Raises:
+            MissingExtraError: zennit is not installed.
+            RuleError: A rule or stabilizer has no counterpart in zennit.
+        """
+        zennit, subject = package(), subject.copied()
+        model, composite = subject.model, self.composite
+        if composite is None:
+            composite = composite_of(model, operations)
+        leaves = tuple(x.requires_grad_() for x in subject.inputs)
+        # a layer and its batch norm are one layer, whose output is the batch norm's
+        ends = {o.name: o.batch_norm for o in operations if o.batch_norm}
+        watch = Watch(model, [o.name for o in operations], inputs=True, ends=ends)
+        with watch.active(), composite.context(model):
+            if self.exact_merge:
+                _make_exact(zennit, composite)
+            for name, module in model.named_modules():
+                if isinstance(module, zennit.layer.Sum):  # what a canonizer made of an addition
+                    watch.output_of(name.replace("canonizer_sum", "add_0"), module)
+            with torch.enable_grad():
+                output = subject.forward(leaves)
+                score = score_of(output, subject.target)
+                gradients = torch.autograd.grad(score, leaves, score.detach(), allow_unused=True)
+        pairs = zip(gradients, leaves, strict=True)
+        relevances = tuple(torch.zeros_like(x) if g is None else g.detach() for g, x in pairs)
+        return watch.recording(relevances, score.detach())
+
+
+def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
+    """Return a ``NameMapComposite`` that gives each module of ``model`` what we give it.
+
+    Args:
+        model: The model.
+        operations: What this package's run gives each operation.
+
+    Raises:
+        RuleError: A rule or stabilizer has no counterpart in zennit.
+    """
+    zennit = package()
+    modules = dict(model.named_modules())
+    hooks: dict[str, Any] = {}
+    merged = []
+    for operation in operations:
+        module = modules.get(operation.name)
+        if module is None:
+            continue  # a functional call, which zennit does not see
+        if operation.batch_norm and operation.batch_norm in modules:
+            merged.append(([operation.name], operation.batch_norm))
+            hooks[operation.batch_norm] = zennit.rules.Pass()
+        if operation.rule is not None:
+            hooks[operation.name] = hook_of(operation.rule, operation.name)
+        elif isinstance(module, types.AvgPool + types.BatchNorm):
+            hooks[operation.name] = zennit.rules.Epsilon(_where_not_0)
+        elif isinstance(module, types.Activation):
+            hooks[operation.name] = zennit.rules.Pass()
+    blocks = zennit.torchvision.ResNetBottleneck, zennit.torchvision.ResNetBasicBlock
+    sums = [f"{name}.canonizer_sum" for name, m in modules.items() if isinstance(m, blocks)]
+    canonizers = []
+    if merged:
+        canonizers.append(zennit.canonizers.NamedMergeBatchNorm(merged))
+    if sums:
+        canonizers.append(zennit.torchvision.ResNetBottleneckCanonizer())
+        canonizers.append(zennit.torchvision.ResNetBasicBlockCanonizer())
+        hooks |= {name: zennit.rules.Epsilon(_where_not_0) for name in sums}
+    name_map = [([name], hook) for name, hook in hooks.items()]
+    return zennit.composites.NameMapComposite(name_map, canonizers)
+
+
+def hook_of(rule: Rule, name: str) -> Any:
+    """Return zennit's rule with the formula, the parameters and the stabilizer of ``rule``.
+
+    Raises:
+        RuleError: There is none.
+    """
+    rules, make = package().rules, _HOOKS.get(type(rule))
+    if isinstance(rule.stabilizer, RoundingAware):
+        raise RuleError(
+            f"layer '{name}': zennit hands a stabilizer the denominators alone, and "
+            f"{rule.stabilizer!r} needs the rounding error of each; compare with 'float64', or "
+            "give stabilizer=1e-6"
+        )
+    if make is None:
+        raise RuleError(
+            f"layer '{name}': {rule!r} has no counterpart in zennit; compare with a callable "
+            "(model, inputs, target) -> relevance, or with LRP(model, other_rules)"
+        )
+    return make(rules, rule)
+
+
+def denominators_of(rule: Rule) -> Callable[[Tensor], Tensor]:
+    """Return the stabilizer of a rule as zennit takes it: from denominators to denominators."""
+
+    def no_magnitude() -> Tensor:
+        raise RuleError(f"{rule!r}: zennit hands a stabilizer the denominators alone")
+
+    return lambda z: rule.stabilize(z, no_magnitude)
+
+
+def _where_not_0(z: Tensor) -> Tensor:
+    """Return denominators of LRP-0 under which 0/0 is 0."""
+    return torch.where(z == 0, torch.ones_like(z), z)
+
+
+def _make_exact(zennit: Any, composite: Any) -> None:
+    for handle in composite.handles:
+        if isinstance(handle, zennit.canonizers.MergeBatchNorm):
+            handle.batch_norm.eps = 0.0  # of a copy
+
+
+_HOOKS: dict[type[Rule], Callable[[Any, Any], Any]] = {
+    EpsilonRule: lambda z, r: z.Epsilon(denominators_of(r)),
+    ZeroRule: lambda z, r: z.Epsilon(denominators_of(r)),
+    GammaRule: lambda z, r: z.Gamma(r.gamma, stabilizer=denominators_of(r)),
+    AlphaBetaRule: lambda z, r: z.AlphaBeta(r.alpha, r.beta, stabilizer=denominators_of(r)),
+    ZPlusRule: lambda z, r: z.ZPlus(stabilizer=denominators_of(r)),
+    ZBoxRule: lambda z, r: z.ZBox(r.low, r.high, stabilizer=denominators_of(r)),
+    WSquareRule: lambda z, r: z.WSquare(stabilizer=denominators_of(r)),
+    FlatRule: lambda z, r: z.Flat(stabilizer=denominators_of(r)),
+    PassRule: lambda z, r: z.Pass(),
+}
