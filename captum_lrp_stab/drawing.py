@@ -9,22 +9,17 @@ import textwrap
 import numpy as np
 from captum.attr import visualization
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lrp_stab.investigation import Finding, Investigation
+from captum_lrp_stab.panels import COLOURS, NONFINITE, title
 
 _MOST_COLUMNS = 3
 _PANEL = 3.2  # inches
 _TITLE = 0.66
 _SATURATED = 5  # per cent of the summed absolute relevance
-# small relevance is transparent, so that the picture shows through
-_COLOURS = LinearSegmentedColormap.from_list(
-    "relevance", [(0.05, 0.15, 0.75, 1.0), (1.0, 1.0, 1.0, 0.0), (0.85, 0.05, 0.05, 1.0)]
-)
-_NONFINITE = (0.55, 0.1, 0.65, 0.75)
 
 
 def draw(investigation: Investigation) -> Figure:
@@ -67,7 +62,7 @@ def draw(investigation: Investigation) -> Figure:
     picture = np.asarray(investigation.picture)
     _show_picture(figure, axes[0], picture)
     score = f"score {investigation.score:.4g}, probability {investigation.probability:.3g}"
-    _title(axes[0], investigation.label, f"class {investigation.target}", score)
+    title(axes[0], investigation.label, f"class {investigation.target}", score)
     for ax, finding, heatmap in zip(
         axes[1:], investigation.findings, investigation.heatmaps, strict=False
     ):
@@ -103,7 +98,7 @@ def _show_finding(
             method="blended_heat_map",
             sign="all",
             plt_fig_axis=(figure, ax),
-            cmap=_COLOURS,
+            cmap=COLOURS,
             alpha_overlay=1.0,
             outlier_perc=_SATURATED,
             use_pyplot=False,
@@ -112,7 +107,7 @@ def _show_finding(
     else:
         _show_picture(figure, ax, np.repeat(picture.mean(2, keepdims=True), 3, 2).astype(np.uint8))
     if not finite.all():
-        ax.imshow(np.where(finite[..., None], 0.0, np.array(_NONFINITE)))
+        ax.imshow(np.where(finite[..., None], 0.0, np.array(NONFINITE)))
         ax.text(
             0.5,
             0.5,
@@ -138,25 +133,7 @@ def _show_finding(
                 markeredgecolor=colour,
                 markeredgewidth=0.9,
             )
-    _title(ax, finding.name, *_numbers(finding))
-
-
-def _title(ax: Axes, name: str, *lines: str) -> None:
-    for text, points, size, weight, colour in (
-        ("\n".join(lines), 4, 8.5, "normal", "0.25"),
-        (textwrap.shorten(name, 32), 6 + 11 * len(lines), 11, "bold", "black"),
-    ):
-        ax.annotate(
-            text,
-            (0, 1),
-            (0, points),
-            parse_math=False,
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=size,
-            weight=weight,
-            color=colour,
-        )
+    title(ax, finding.name, *_numbers(finding))
 
 
 def _numbers(finding: Finding) -> tuple[str, ...]:

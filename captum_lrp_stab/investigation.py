@@ -12,13 +12,13 @@ from functools import partial
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from captum_lrp_stab import checks, choices, forms
-from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab import choices, forms
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.planning import plan
+from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation import Propagation, propagate
 from captum_lrp_stab.rule_set import Attention
@@ -113,27 +113,19 @@ def investigate(
         RuleMapError: The preset is unknown, or does not fit the model.
         ModelError: The model cannot be followed, or has non-finite parameters.
     """
-    floating = choices.dtype_of(dtype)
     chosen = [choices.stabilizer_of(name) for name in names]
     if isinstance(rules, str):
         rules = choices.preset_of(rules, classifier.preprocessing)
     described = rules.name if isinstance(rules, Preset) else "name_map"
-    checks.check_parameters(classifier.model)
-    model = classifier.model.to(floating)
-    picture = classifier.preprocessing.picture(image)
-    x = classifier.preprocessing.input(picture, floating)
-    try:
-        checks.check_parameters(model)
-    except ModelError as error:
-        raise ModelError(f"in {dtype} the weights overflow: {error}; take a wider dtype") from error
-    target, score, probability, gradient = _look(model, x, target)
+    ready = prepare(classifier, image, dtype, target)
+    model, x = ready.model, ready.x
     name_map = rules(model, x) if isinstance(rules, Preset) else rules
 
     def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
         return propagate(
             model,
             x,
-            target,
+            ready.target,
             rule_set=rule_set_of(
                 model,
                 with_stabilizer(name_map, stabilizer),
@@ -146,7 +138,7 @@ def investigate(
 
     planned = plan(model, x, name_map, attention=attention)
     fallbacks = tuple(f"{row.name} ({row.type}: {row.fallback})" for row in planned.fallbacks)
-    where = pil_to_tensor(picture), x[0], gradient
+    where = pil_to_tensor(ready.picture), x[0], ready.gradient
     findings, heatmaps = [], []
     for name, stabilizer in zip(map(choices.spelled_out, names), chosen, strict=True):
         progress(name)
@@ -168,13 +160,13 @@ def investigate(
         described,
         attention,
         dtype,
-        target,
-        classifier.label(target),
-        probability,
-        score,
+        ready.target,
+        ready.label,
+        ready.probability,
+        ready.score,
         fallbacks,
         tuple(findings),
-        picture,
+        ready.picture,
         tuple(heatmaps),
     )
 
@@ -209,31 +201,6 @@ def _finding(
         anomaly,
         said,
     )
-
-
-def _look(model: nn.Module, x: Tensor, target: int | None) -> tuple[int, float, float, Tensor]:
-    """Return the target, its score and probability, and the score's gradient ``(C, H, W)``.
-
-    Raises:
-        InputError: The target is out of range, or the model's output is not finite.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        point = x.clone().requires_grad_()
-        output = model(point)[0]
-        if not bool(torch.isfinite(output).all()):
-            raise InputError(
-                f"the model's output is not finite in {x.dtype}, before any rule: take a wider "
-                "dtype"
-            )
-        if target is None:
-            target = int(output.argmax())
-        if not 0 <= target < len(output):
-            raise InputError(
-                f"target {target} is out of range: the model has the classes 0 to {len(output) - 1}"
-            )
-        (gradient,) = torch.autograd.grad(output[target], point)
-    outputs = output.detach().to(torch.float64)
-    return target, float(outputs[target]), float(outputs.softmax(0)[target]), gradient[0]
 
 
 def _anomaly(run: Callable[[], Propagation]) -> str:

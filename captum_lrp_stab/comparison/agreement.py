@@ -56,7 +56,13 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
 
     Example:
         >>> a = agreement([torch.tensor([[1.0, 2.0, 4.0]])], [torch.tensor([[1.0, 2.0, 3.0]])])
-        >>> round(a.relative_l2, 3), a.spearman, a.max_absolute, a.total, a.reference_total
+        >>> (
+        ...     round(a.relative_l2, 3),
+        ...     round(a.spearman, 3),
+        ...     a.max_absolute,
+        ...     a.total,
+        ...     a.reference_total,
+        ... )
         (0.267, 1.0, 1.0, 7.0, 6.0)
     """
     ours, reference = [t.detach().double() for t in ours], [t.detach().double() for t in reference]
@@ -65,7 +71,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     counts = total, reference_total, bad, reference_bad
     if bad or reference_bad:
         return Agreement(None, None, None, None, None, None, *counts)
-    samples = len(ours[0]) if all(t.dim() and len(t) == len(ours[0]) for t in ours) else 1
+    samples = _samples(ours)
     a, b = _rows(ours, samples), _rows(reference, samples)
     pixels = _rows(_pixels(ours), samples), _rows(_pixels(reference), samples)
     centred = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
@@ -78,6 +84,15 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
         min(map(_overlap, *pixels), default=None),
         *counts,
     )
+
+
+def relative_difference(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float | None:
+    """Return ``relative_l2`` of :func:`agreement` alone."""
+    ours, reference = [t.detach().double() for t in ours], [t.detach().double() for t in reference]
+    if not all(bool(t.isfinite().all()) for t in (*ours, *reference)):
+        return None
+    samples = _samples(ours)
+    return max(map(_relative, _rows(ours, samples), _rows(reference, samples)), default=0.0)
 
 
 def tolerance(dtype: torch.dtype, depth: int) -> float:
@@ -94,6 +109,12 @@ def tolerance(dtype: torch.dtype, depth: int) -> float:
     """
     unit = torch.finfo(dtype).eps / 2
     return float(unit ** (2 / 3) * math.sqrt(max(depth, 10) / 10))
+
+
+def _samples(tensors: Sequence[Tensor]) -> int:
+    first = tensors[0]
+    alike = all(t.dim() and first.dim() and len(t) == len(first) for t in tensors)
+    return len(first) if alike else 1
 
 
 def _rows(tensors: Sequence[Tensor], samples: int) -> Tensor:

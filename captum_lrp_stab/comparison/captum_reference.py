@@ -14,6 +14,7 @@ from captum_lrp_stab import types
 from captum_lrp_stab.attachment import AttachedRules, default_rule
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
+from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import score_of
@@ -30,7 +31,7 @@ from captum_lrp_stab.stabilizers import Identity, Signed
 from captum_lrp_stab.translation import ManipulatedWeightsRule
 
 
-class CaptumReference:
+class CaptumReference(Reference):
     """A run of stock Captum.
 
     Args:
@@ -43,7 +44,7 @@ class CaptumReference:
     def __init__(self, own_rules: bool = True, exact_pools: bool = False) -> None:
         self.own_rules = own_rules
         self.exact_pools = exact_pools
-        self.name = "captum" if own_rules else "captum-driver"
+        self.name = "captum" if own_rules else "captum_driver"
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it on a copy of the model; the modules' outputs are watched, not their inputs.

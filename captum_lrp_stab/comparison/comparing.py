@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks
+from captum_lrp_stab import checks, forms
 from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.judging import judge
@@ -31,6 +31,7 @@ def compare(
     tolerance: float | None = None,
     attention: Attention = "attnlrp",
     merge_batch_norm: bool | None = None,
+    form: str = "gradient",
     progress: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Compare this package's attribution with another implementation's, layer by layer.
@@ -46,7 +47,7 @@ def compare(
             - ``"zennit"``: the same rules as one of zennit's composites, with our stabilizers; or
               a composite of your own.
             - ``"captum"``: stock ``captum.attr.LRP`` with Captum's own rules where it has one of
-              that meaning, else with ours; ``"captum-driver"`` with ours only.
+              that meaning, else with ours; ``"captum_driver"`` with ours only.
             - ``"float64"``: the same run in float64.
             - ``"modified_forward"``: the same rules by rewriting the forward pass.
             - an :class:`captum_lrp_stab.LRP` with other rules.
@@ -61,6 +62,7 @@ def compare(
         attention: ``"attnlrp"`` or ``"cp"``.
         merge_batch_norm: Treat batch norm after a linear layer as one layer with it; None for what
             the reference does: yes, but no for Captum, which cannot.
+        form: How relevance is carried on our side, one of ``forms.NAMES``.
         progress: Called with the name of each step before it.
 
     Raises:
@@ -94,6 +96,7 @@ def compare(
         stabilizer,
         attention,
         merge_batch_norm,
+        form=forms.form_of(form.replace("_", "-"), stabilizer),
     )
     checks.check_model(model)
     checks.check_inputs(subject.inputs)
@@ -109,7 +112,7 @@ def compare(
         runs.tolerance,
         pair.overall,
         judgement.first,
-        tuple(pair.layers),
+        pair.layers,
         _numbers(pair.ours.score) or (),
         _numbers(pair.reference.score),
         pair.ours.relevances,

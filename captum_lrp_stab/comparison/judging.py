@@ -1,11 +1,14 @@
 """From two runs to a verdict: equal, rounding, a known difference, or different."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, get_args
 
-from captum_lrp_stab.comparison.agreement import agreement
+from torch import Tensor
+
+from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.known import (
     DOUBLED_ADDITION,
     REMOVALS,
@@ -68,12 +71,10 @@ def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
 def _explained(runs: Runs, trial: Trial, size: str) -> Judgement:
     """Return the verdict on a difference that is not rounding."""
     first = runs.pair(trial).divergence(runs.tolerance)
-    found = removed(runs, trial) or doubled(runs, trial)
+    found = removed(runs, trial)
     if found:
-        names = " and ".join(difference.name for difference in found)
-        meanings = "; ".join(difference.meaning for difference in found)
-        text = f"{names}: {meanings} ({size}{_at(first)})"
-        return Judgement("known difference", text, first, found)
+        names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
+        return Judgement("known difference", f"{names}; {size}{_at(first)}", first, found)
     return Judgement("different", f"{size}{_at(first)}", first)
 
 
@@ -81,8 +82,12 @@ def removed(runs: Runs, trial: Trial) -> tuple[KnownDifference, ...]:
     """Return the fewest known differences without which the two sides agree, none if no such.
 
     Each is tried alone and with each other, because two may partly cancel out; to more than two it
-    comes only as long as each halves what the others leave.
+    comes only as long as each halves what the others leave. A doubled addition cannot be removed:
+    it counts if the two sides agree up to there, at once or with one difference removed.
     """
+    addition = doubled_at(runs, trial)
+    if addition is not None:
+        return (replace(DOUBLED_ADDITION, where=addition),)
     tolerance, before = runs.tolerance, runs.error(trial)
     errors: dict[tuple[KnownDifference, ...], float] = {}
 
@@ -94,11 +99,15 @@ def removed(runs: Runs, trial: Trial) -> tuple[KnownDifference, ...]:
     for difference in possible:
         if agree((difference,)):
             return (difference,)
-    effective = [d for d in possible if errors[d,] != before]
+    effective = [d for d in possible if errors[d,] != before and math.isfinite(errors[d,])]
+    for difference in effective:
+        addition = doubled_at(runs, without(runs, trial, (difference,)))
+        if addition is not None:
+            return difference, replace(DOUBLED_ADDITION, where=addition)
     for two in combinations(effective, 2):
         if agree(two):
             return two
-    while len(errors) > 1:
+    while errors:
         best = min(errors, key=lambda differences: errors[differences])
         more = [(*best, d) for d in effective if d not in best]
         left = errors[best]
@@ -117,39 +126,32 @@ def without(runs: Runs, trial: Trial, differences: Sequence[KnownDifference]) ->
     return trial
 
 
-def doubled(runs: Runs, trial: Trial) -> tuple[KnownDifference, ...]:
-    """Return whether the reference hands all of a sum's relevance to a summand, where they part.
+def doubled_at(runs: Runs, trial: Trial) -> str | None:
+    """Return the addition at which the two sides part, if the reference doubles relevance there.
 
-    Another difference may come first: each is taken away in turn.
+    That is, if it hands all the relevance of the sum to a summand, as it does to each.
     """
-    if _doubles(runs, trial):
-        return (DOUBLED_ADDITION,)
-    for difference, removal in REMOVALS.items():
-        for other in removal(trial, runs.operations):
-            if _doubles(runs, other):
-                return difference, DOUBLED_ADDITION
-    return ()
-
-
-def _doubles(runs: Runs, trial: Trial) -> bool:
     pair = runs.pair(trial)
     first = pair.divergence(runs.tolerance)
     if first is None or first.direction != "backward":
-        return False
-    by_name = {layer.name: o for layer, o in zip(pair.layers, pair.operations, strict=True)}
+        return None
     for name in first.candidates:
-        operation = by_name[name]
-        sums = pair.ours.outputs.get(name)
-        if operation.kind not in ("add", "sub") or not sums or sums[0].relevance is None:
+        addition = pair.operation_of(name)
+        if addition is None or addition.kind not in ("add", "sub"):
             continue
-        for summand in operation.reads:
-            theirs = pair.reference.outputs.get(summand.name)
-            if theirs is None or (handed := theirs[0].relevance) is None:
-                continue
-            same = [r.shape for r in handed] == [r.shape for r in sums[0].relevance]
-            if same and agreement(handed, sums[0].relevance).within(runs.tolerance):
-                return True
-    return False
+        sums = pair.ours.outputs.get(addition.name)
+        summands = [pair.reference.outputs.get(o.name) for o in addition.reads]
+        handed = [uses[0].relevance for uses in summands if uses]
+        if sums and any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
+            return name
+    return None
+
+
+def _same(one: list[Tensor] | None, other: list[Tensor] | None, tolerance: float) -> bool:
+    if one is None or other is None or [t.shape for t in one] != [t.shape for t in other]:
+        return False
+    difference = relative_difference(one, other)
+    return difference is not None and difference <= tolerance
 
 
 def _at(first: Divergence | None) -> str:

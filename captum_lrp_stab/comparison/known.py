@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.captum_reference import CaptumReference, captums_own
-from captum_lrp_stab.comparison.references import ModifiedForwardReference, Reference
-from captum_lrp_stab.comparison.subject import Change, Form, Subject, remade, with_stabilizer
+from captum_lrp_stab.comparison.reference import Reference
+from captum_lrp_stab.comparison.references import ModifiedForwardReference
+from captum_lrp_stab.comparison.subject import Change, Subject, remade, with_stabilizer
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
-from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.kernel import Group
 from captum_lrp_stab.relevance_form import RelevanceForm
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule, ZeroRule
@@ -33,6 +33,7 @@ class KnownDifference:
 
     name: str
     meaning: str
+    where: str = ""  # the operation at which it was shown, if it is a matter of one
 
 
 GAMMA_BIAS = KnownDifference(
@@ -67,7 +68,7 @@ DOUBLED_ADDITION = KnownDifference(
 MERGED_EPSILON = KnownDifference(
     "eps of merged batch norms",
     "zennit merges a batch norm into the layer before it and leaves eps in the batch norm, which "
-    "then divides by sqrt(1 + eps) once more: it changes the network's values, by 5e-6 in each",
+    "then divides by sqrt(1 + eps) once more: each changes the network's values by half of eps",
 )
 UNMERGED_BATCH_NORM = KnownDifference(
     "batch norm as a layer of its own",
@@ -102,7 +103,6 @@ class Trial:
     ours: Subject
     theirs: Subject
     reference: Reference
-    form: Form = GradientForm
     is_normalised: bool = False  # the reference's relevance is multiplied by the score
 
 
@@ -202,7 +202,8 @@ def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
 def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
     # zennit's composites give what the user's name_map does not: only there it is the reference's
     if isinstance(trial.reference, ZennitReference) and trial.reference.composite is not None:
-        yield replace(trial, form=partial(RelevanceForm, stabilizer=Signed(1e-6)))
+        form = partial(RelevanceForm, stabilizer=Signed(1e-6))
+        yield replace(trial, ours=replace(trial.ours, form=form))
 
 
 def _routed_pools(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:

@@ -1,12 +1,14 @@
 """Two runs side by side, layer by layer, and the first place at which they part."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from captum_lrp_stab.comparison.agreement import Agreement, agreement
+from captum_lrp_stab.comparison.agreement import Agreement, agreement, relative_difference
 from captum_lrp_stab.comparison.recording import Recording, Use
 from captum_lrp_stab.sites import Operation
 
@@ -44,6 +46,28 @@ class Divergence:
     candidates: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """One use of one layer on both sides; None where either side could not see it."""
+
+    name: str
+    operation: Operation
+    output: tuple[Use, Use] | None
+    input: tuple[Use, Use] | None
+
+    @cached_property
+    def differences(self) -> tuple[float | None, float | None, float | None]:
+        """Relative differences of the output's relevance, the input's, and the output itself.
+
+        Infinite where a side is not finite, None where one is not known.
+        """
+        return (
+            _difference(_relevances(self.output)),
+            _difference(_relevances(self.input)),
+            _difference(_values(self.output)),
+        )
+
+
 class Pair:
     """Two recordings of one attribution.
 
@@ -57,114 +81,140 @@ class Pair:
         self, ours: Recording, reference: Recording, operations: Sequence[Operation]
     ) -> None:
         self.ours, self.reference, self.operations = ours, reference, operations
-        self.overall = agreement(ours.relevances, reference.relevances)
-        uses: dict[str, int] = {}
-        self.layers = []
+        counted: Counter[str] = Counter()
+        self._ends = []
         for operation in operations:
-            use = uses.get(operation.name, 0)
-            uses[operation.name] = use + 1
-            self.layers.append(self._compared(operation, use))
+            use = counted[operation.name]
+            counted[operation.name] += 1
+            name = operation.name if use == 0 else f"{operation.name}[{use}]"
+            ends = (
+                _same_use(one.get(operation.name, ()), other.get(operation.name, ()), use)
+                for one, other in (
+                    (ours.outputs, reference.outputs),
+                    (ours.inputs, reference.inputs),
+                )
+            )
+            self._ends.append(_Ends(name, operation, *ends))
 
-    def _compared(self, operation: Operation, use: int) -> LayerAgreement:
-        sides = self.ours, self.reference
-        outputs = _same_use([side.outputs.get(operation.name, ()) for side in sides], use)
-        inputs = _same_use([side.inputs.get(operation.name, ()) for side in sides], use)
-        return LayerAgreement(
-            operation.name if use == 0 else f"{operation.name}[{use}]",
-            operation.kind + (f" + {operation.batch_norm}" if operation.batch_norm else ""),
-            operation.treatment if operation.rule is None else repr(operation.rule),
-            _relevance_agreement(outputs),
-            _relevance_agreement(inputs),
-            _value_difference(outputs),
-        )
+    @cached_property
+    def overall(self) -> Agreement:
+        """How well the relevance of the inputs agrees."""
+        return agreement(self.ours.relevances, self.reference.relevances)
+
+    @cached_property
+    def layers(self) -> tuple[LayerAgreement, ...]:
+        """How well each use of each layer agrees, in order of execution."""
+        return tuple(map(_compared, self._ends))
 
     def divergence(self, tolerance: float) -> Divergence | None:
         """Return the first place at which the runs part by more than a tolerance."""
         return self._forward(tolerance) or self._backward(tolerance)
 
     def _forward(self, tolerance: float) -> Divergence | None:
-        differs = {
-            operation: layer.value is not None and not layer.value <= tolerance
-            for operation, layer in zip(self.operations, self.layers, strict=True)
-        }
-        for operation, layer in zip(self.operations, self.layers, strict=True):
-            if differs[operation] and not any(differs.get(o) for o in operation.reads):
-                return Divergence(layer.name, layer.kind, "forward", layer.value, (layer.name,))
+        differing = set()
+        for ends in self._ends:
+            difference = ends.differences[2]
+            if difference is None or difference <= tolerance:
+                continue
+            if not any(o in differing for o in ends.operation.reads):
+                kind = _kind(ends.operation)
+                return Divergence(ends.name, kind, "forward", _finite(difference), (ends.name,))
+            differing.add(ends.operation)
         return None
 
     def _backward(self, tolerance: float) -> Divergence | None:
-        for index in reversed(range(len(self.layers))):
-            layer = self.layers[index]
-            if layer.output is not None and not layer.output.within(tolerance):
-                return self._between(self._readers(self.operations[index]), layer.output, tolerance)
-            if layer.input is not None and not layer.input.within(tolerance):
-                return Divergence(
-                    layer.name, layer.kind, "backward", layer.input.relative_l2, (layer.name,)
-                )
+        for ends in reversed(self._ends):
+            output, handed_down, _ = ends.differences
+            if output is not None and output > tolerance:
+                return self._between(self._readers(ends.operation), output, tolerance)
+            if handed_down is not None and handed_down > tolerance:
+                kind, size = _kind(ends.operation), _finite(handed_down)
+                return Divergence(ends.name, kind, "backward", size, (ends.name,))
         if self.overall.within(tolerance):
             return None
         first = [i for i, operation in enumerate(self.operations) if not operation.reads]
-        return self._between(first, self.overall, tolerance)
+        return self._between(first, self.overall.relative_l2, tolerance)
 
     def _readers(self, operation: Operation) -> list[int]:
         return [i for i, o in enumerate(self.operations) if operation in o.reads]
 
-    def _between(self, readers: list[int], found: Agreement, tolerance: float) -> Divergence:
+    def _between(self, readers: list[int], size: float | None, tolerance: float) -> Divergence:
         """Return the operations between relevance that differs and relevance that agrees."""
         waiting, candidates = readers, []
         while waiting:
             index = waiting.pop()
-            layer = self.layers[index]
-            agrees = layer.input is not None and layer.input.within(tolerance)
-            if index in candidates or agrees:
+            output, handed_down, _ = self._ends[index].differences
+            if index in candidates or (handed_down is not None and handed_down <= tolerance):
                 continue
             candidates.append(index)
-            if layer.output is None:  # not watched: it may hand down what was wrong before it
+            if output is None:  # not watched: it may hand down what was wrong before it
                 waiting += self._readers(self.operations[index])
         if not candidates:
-            return Divergence("the score", "", "backward", found.relative_l2, ())
+            return Divergence("the score", "", "backward", _finite(size), ())
         candidates.sort(key=self._innocence)
-        names = tuple(self.layers[i].name for i in candidates)
-        kind = self.layers[candidates[0]].kind
-        return Divergence(names[0], kind, "backward", found.relative_l2, names)
+        names = tuple(self._ends[i].name for i in candidates)
+        kind = _kind(self.operations[candidates[0]])
+        return Divergence(names[0], kind, "backward", _finite(size), names)
 
-    def _innocence(self, index: int) -> tuple[int, int]:
+    def _innocence(self, index: int) -> tuple[bool, int]:
         """Return what sorts the likely culprits first: those that mix values, then by place."""
         operation = self.operations[index]
         mixes = operation.rule is not None or operation.treatment not in ("moved", "passed")
         return (not mixes, -index)
 
-    def layer_of(self, name: str) -> LayerAgreement | None:
-        """Return a layer by the name it has in ``layers``."""
-        return next((layer for layer in self.layers if layer.name == name), None)
+    def operation_of(self, name: str) -> Operation | None:
+        """Return the operation that a name in ``layers`` stands for."""
+        return next((ends.operation for ends in self._ends if ends.name == name), None)
 
 
-def _same_use(sides: Sequence[Sequence[Use]], use: int) -> tuple[Use, Use] | None:
+def _compared(ends: _Ends) -> LayerAgreement:
+    operation = ends.operation
+    outputs, inputs = _relevances(ends.output), _relevances(ends.input)
+    return LayerAgreement(
+        ends.name,
+        _kind(operation),
+        operation.treatment if operation.rule is None else repr(operation.rule),
+        None if outputs is None else agreement(*outputs),
+        None if inputs is None else agreement(*inputs),
+        ends.differences[2],
+    )
+
+
+def _kind(operation: Operation) -> str:
+    return operation.kind + (f" + {operation.batch_norm}" if operation.batch_norm else "")
+
+
+def _same_use(ours: Sequence[Use], theirs: Sequence[Use], use: int) -> tuple[Use, Use] | None:
     """Return one use of a layer on both sides, None if they did not run it equally often."""
-    ours, theirs = sides
     if len(ours) != len(theirs) or use >= len(ours):
         return None
     return ours[use], theirs[use]
 
 
-def _relevance_agreement(uses: tuple[Use, Use] | None) -> Agreement | None:
-    return None if uses is None else _if_alike(*(use.relevance for use in uses))
+_Sides = tuple[list[Tensor], list[Tensor]]
 
 
-def _if_alike(ours: list[Tensor] | None, theirs: list[Tensor] | None) -> Agreement | None:
-    if ours is None or theirs is None:
-        return None
-    if [t.shape for t in ours] != [t.shape for t in theirs]:
-        return None
-    return agreement(ours, theirs)
+def _relevances(uses: tuple[Use, Use] | None) -> _Sides | None:
+    return None if uses is None else _alike(uses[0].relevance, uses[1].relevance)
 
 
-def _value_difference(uses: tuple[Use, Use] | None) -> float | None:
-    if uses is None:
-        return None
-    ours, theirs = (use.value for use in uses)
+def _values(uses: tuple[Use, Use] | None) -> _Sides | None:
+    return None if uses is None else _alike(uses[0].value, uses[1].value)
+
+
+def _alike(ours: list[Tensor] | None, theirs: list[Tensor] | None) -> _Sides | None:
+    """Return both sides if they are known and of the same shapes."""
     if ours is None or theirs is None or [t.shape for t in ours] != [t.shape for t in theirs]:
         return None
-    a, b = (torch.cat([t.double().flatten() for t in side]) for side in (ours, theirs))
-    norm = float(b.norm())
-    return float((a - b).norm()) / norm if norm else 0.0 if not float(a.norm()) else float("inf")
+    return ours, theirs
+
+
+def _difference(sides: _Sides | None) -> float | None:
+    if sides is None:
+        return None
+    difference = relative_difference(*sides)
+    return math.inf if difference is None else difference
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

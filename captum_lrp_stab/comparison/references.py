@@ -1,13 +1,16 @@
 """What a result can be compared with, by name or as an object."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.recording import Recording, Use
+from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
@@ -16,21 +19,7 @@ from captum_lrp_stab.modified_forward import ModifiedForward
 from captum_lrp_stab.sites import Operation
 
 
-class Reference(Protocol):
-    """Another run of the same attribution."""
-
-    name: str
-
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it, leaving the subject's model and tensors as they are.
-
-        Args:
-            subject: What to attribute.
-            operations: What this package's run gives each operation.
-        """
-
-
-class Float64Reference:
+class Float64Reference(Reference):
     """This package's run on a copy of the model in float64."""
 
     name = "float64"
@@ -40,17 +29,17 @@ class Float64Reference:
         return subject.copied(torch.float64).run(tuple(o.name for o in operations))
 
 
-class ModifiedForwardReference:
+class ModifiedForwardReference(Reference):
     """The same rules by rewriting the forward pass (Montavon et al. 2019, Algorithm 8)."""
 
     name = "modified_forward"
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it."""
-        return subject.run(tuple(o.name for o in operations), ModifiedForward)
+        return replace(subject, form=ModifiedForward).run(tuple(o.name for o in operations))
 
 
-class LRPReference:
+class LRPReference(Reference):
     """Another ``LRP`` of this package: other rules, attention or merging, on its own model."""
 
     name = "LRP"
@@ -75,7 +64,7 @@ class LRPReference:
         return other.run(tuple(o.name for o in operations))
 
 
-class CallableReference:
+class CallableReference(Reference):
     """A function ``(model, inputs, target) -> relevance``.
 
     It gets a copy of the model. It may return a pair, the second item being the relevance of
@@ -116,7 +105,7 @@ class CallableReference:
 NAMES: dict[str, Callable[[], Reference]] = {
     "zennit": ZennitReference,
     "captum": CaptumReference,
-    "captum-driver": lambda: CaptumReference(own_rules=False),
+    "captum_driver": lambda: CaptumReference(own_rules=False),
     "float64": Float64Reference,
     "modified_forward": ModifiedForwardReference,
 }
@@ -129,11 +118,14 @@ def reference_of(reference: Any) -> Reference:
     Raises:
         InputError: It is none of these.
     """
-    if isinstance(reference, str) and reference in NAMES:
-        return NAMES[reference]()
+    if isinstance(reference, str) and reference.replace("-", "_") in NAMES:
+        return NAMES[reference.replace("-", "_")]()
+    if isinstance(reference, Reference):
+        return reference
     if isinstance(reference, LRP):
         return LRPReference(reference)
-    if hasattr(reference, "module_map") and hasattr(reference, "canonizers"):
+    zennit = sys.modules.get("zennit.core")  # or it cannot be one of zennit's
+    if zennit is not None and isinstance(reference, zennit.Composite):
         return ZennitReference(reference)
     if callable(reference) and not isinstance(reference, type):
         return CallableReference(reference)

@@ -62,15 +62,26 @@ class Comparison:
         """Return everything but the maps as a JSON object; what is NaN or Inf is null."""
         return json.dumps(self.facts(), indent=2, allow_nan=False)
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return the header and one row of text for each layer that both sides saw."""
-        rows = [row_of(layer) for layer in self.layers if layer.output is not None or layer.input]
-        return HEADER, rows
+    def table(self, every: bool = True) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return a header and rows of text, from the first layer to the last.
+
+        Args:
+            every: All layers that either end of was seen on both sides; else only those that mix
+                values, and so can part, and the first at which the sides do.
+        """
+        seen = [layer for layer in self.layers if layer.output or layer.input]
+        first = None if self.first is None else self.first.name
+        rows = [
+            row_of(layer)
+            for layer in seen
+            if every or layer.name == first or layer.rule not in ("moved", "passed")
+        ]
+        return HEADER, [*rows, ("input", "", *cells(self.overall), "")]
 
     def __str__(self) -> str:
         """Return the verdict, the overall agreement and a table of the layers."""
         header, rows = self.table()
-        lines = [header, *rows, ("input", "", "", *cells(self.overall), "")]
+        lines = [header, *rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         text = [
             "  ".join(
@@ -79,21 +90,24 @@ class Comparison:
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([f"{self.verdict}: {self.explanation}", "", *text])
+        return "\n".join([f"{self.verdict}: {self.explanation}", *self.notes(), "", *text])
+
+    def notes(self) -> list[str]:
+        """Return what each known difference means, a line each."""
+        return [f"- {d.name}: {d.meaning}" for d in self.differences]
 
 
 HEADER = (
-    *("layer", "type", "rule", "rel. L2", "max abs", "cosine", "Pearson", "Spearman", "top 1%"),
-    *("sum", "sum, reference", "handed down"),
+    *("layer", "rule", "rel. L2", "cosine", "Spearman", "top 1%", "sum", "reference"),
+    "handed down",
 )
-_WORDS = 3
+_WORDS = 2
 
 
 def row_of(layer: LayerAgreement) -> tuple[str, ...]:
     """Return a layer as text: how the relevance of its output agrees, and what it hands down."""
     down = "" if layer.input is None else number(layer.input.relative_l2)
-    rule = layer.rule.partition("(")[0]
-    return (layer.name, layer.kind, rule, *cells(layer.output), down)
+    return (layer.name, layer.rule.partition("(")[0], *cells(layer.output), down)
 
 
 def cells(agreement: Agreement | None) -> tuple[str, ...]:
@@ -101,12 +115,12 @@ def cells(agreement: Agreement | None) -> tuple[str, ...]:
     if agreement is None:
         return ("",) * (len(HEADER) - _WORDS - 1)
     a = agreement
-    shares = (number(v, 4) for v in (a.cosine, a.pearson, a.spearman, a.top_overlap))
+    shares = (number(v, 3) for v in (a.cosine, a.spearman, a.top_overlap))
     totals = (
-        number(total, 4) if not count else f"{count} NaN/Inf"
+        number(total, 3) if not count else f"{count} NaN/Inf"
         for total, count in ((a.total, a.nonfinite), (a.reference_total, a.reference_nonfinite))
     )
-    return (number(a.relative_l2), number(a.max_absolute), *shares, *totals)
+    return (number(a.relative_l2), *shares, *totals)
 
 
 def number(value: float | None, digits: int = 2) -> str:

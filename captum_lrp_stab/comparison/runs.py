@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from captum_lrp_stab.comparison import references
-from captum_lrp_stab.comparison.agreement import agreement
+from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.known import Trial
 from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.recording import Recording
-from captum_lrp_stab.comparison.references import Reference
+from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.sites import Operation
@@ -75,9 +75,9 @@ class Runs:
 
         def run() -> Recording:
             self._progress("captum-lrp-stab")
-            return trial.ours.run(names, trial.form)
+            return trial.ours.run(names)
 
-        ours = self._once((id(trial.ours), id(trial.form)), trial, run)
+        ours = self._once((id(trial.ours), "watched"), trial, run)
         return Pair(ours, self._reference(trial, ours), operations)
 
     def error(self, trial: Trial) -> float:
@@ -85,14 +85,15 @@ class Runs:
 
         def run() -> Recording:
             self._progress("captum-lrp-stab")
-            return trial.ours.run((), trial.form)
+            return trial.ours.run()
 
         try:
-            ours = self._once((id(trial.ours), id(trial.form), "unwatched"), trial, run)
-            found = agreement(ours.relevances, self._reference(trial, ours).relevances)
+            ours = self._once((id(trial.ours), "unwatched"), trial, run)
+            theirs = self._reference(trial, ours)
         except LRPError:
             return math.inf
-        return math.inf if found.relative_l2 is None else found.relative_l2
+        found = relative_difference(ours.relevances, theirs.relevances)
+        return math.inf if found is None else found
 
     def _reference(self, trial: Trial, ours: Recording) -> Recording:
         def run() -> Recording:

@@ -39,6 +39,7 @@ class Subject:
     merge_batch_norm: bool = True
     changes: tuple[Change, ...] = ()  # made to each rule, in order
     fixed: RuleSet | None = None  # in the place of rules
+    form: Form = GradientForm  # how relevance is carried
 
     def rule_set(self) -> RuleSet:
         """Return the rule of each operation.
@@ -64,12 +65,11 @@ class Subject:
         )
         return [operation for operation in found if operation.reached]
 
-    def run(self, names: tuple[str, ...] = (), form: Form = GradientForm) -> Recording:
+    def run(self, names: tuple[str, ...] = ()) -> Recording:
         """Run this package's LRP.
 
         Args:
             names: The operations to watch.
-            form: How relevance is carried.
         """
         probes = [Uses(name, at_input) for name in names for at_input in (False, True)]
         done = propagate(
@@ -79,7 +79,7 @@ class Subject:
             self.additional_forward_args,
             rule_set=self.rule_set(),
             probes=tuple(probes),
-            form=form,
+            form=self.form,
         )
         outputs, inputs = (
             {p.name: p.reached for p in probes if p.at_input is at_input and p.reached}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Watch
+from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import MissingExtraError, RuleError
 from captum_lrp_stab.propagation import score_of
@@ -52,7 +53,7 @@ def package() -> Any:
     return zennit
 
 
-class ZennitReference:
+class ZennitReference(Reference):
     """A run of zennit.
 
     Args:

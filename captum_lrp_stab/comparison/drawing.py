@@ -1,0 +1,156 @@
+"""Two heatmaps on one scale, their difference, and how the two sides part layer by layer."""
+
+import textwrap
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from captum_lrp_stab.comparison.pair import LayerAgreement
+from captum_lrp_stab.comparison.result import Comparison, number
+from captum_lrp_stab.panels import COLOURS, NONFINITE, fade, title
+
+_SATURATED = 99.5  # percentile of the reference's absolute values at which colours saturate
+_MOST_NAMES = 40
+_LONGEST = 24  # letters of a name
+_APART = 4.0  # a larger ratio of the two sides' scales gives each its own
+
+
+def draw(compared: Comparison, picture: Image.Image, sentence: str) -> Figure:
+    """Return the figure.
+
+    Args:
+        compared: Of one picture.
+        picture: As the model saw it.
+        sentence: What was compared, in words.
+    """
+    figure = Figure(figsize=(12, 8.6), dpi=110)
+    ours, reference = (
+        side[0][0].double().sum(0).numpy()
+        for side in (compared.relevances, compared.reference_relevances)
+    )
+    figure.text(
+        *(0.02, 0.985),
+        "\n".join(textwrap.wrap(sentence, 130)),
+        va="top",
+        fontsize=11,
+        parse_math=False,
+    )
+    verdict = textwrap.shorten(f"{compared.verdict}: {compared.explanation}", 390)
+    figure.text(
+        *(0.02, 0.935),
+        "\n".join(textwrap.wrap(verdict, 150)),
+        va="top",
+        fontsize=10,
+        color="0.25",
+        parse_math=False,
+    )
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = ours - reference
+    scales = _scales(ours, reference)
+    own = "the same scale" if scales[0] == scales[1] else "a scale of its own"
+    size = f"relative L2 {number(compared.overall.relative_l2)}"
+    panels = (
+        ("captum-lrp-stab", ours, scales[0], (_sum(compared.overall.total, scales[0]), "")),
+        (
+            compared.reference,
+            reference,
+            scales[1],
+            (_sum(compared.overall.reference_total, scales[1]), f"on {own}"),
+        ),
+        ("difference", difference, _scale(difference), (_sum(None, _scale(difference)), size)),
+    )
+    for index, (name, values, limit, lines) in enumerate(panels):
+        ax = figure.add_axes((0.02 + 0.325 * index, 0.45, 0.31, 0.375))
+        _overlay(ax, np.asarray(picture), values, limit)
+        title(ax, name, ", ".join(filter(None, lines)))
+    _show_layers(figure.add_axes((0.07, 0.17, 0.91, 0.22)), compared)
+    return figure
+
+
+def _scales(ours: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[float, float]:
+    """Return where colours saturate on either side: the same, unless one would then be empty."""
+    scales = _scale(ours), _scale(reference)
+    return scales if max(scales) > _APART * min(scales) else (max(scales), max(scales))
+
+
+def _sum(total: float | None, scale: float) -> str:
+    text = "" if total is None else f"sum {number(total, 4)}, "
+    return f"{text}colours to ±{number(scale)}"
+
+
+def _scale(values: NDArray[np.float64]) -> float:
+    finite = np.abs(values[np.isfinite(values)])
+    largest = float(np.percentile(finite, _SATURATED)) if finite.size else 0.0
+    return largest or float(finite.max(initial=0.0)) or 1.0
+
+
+def _overlay(
+    ax: Axes, picture: NDArray[np.uint8], values: NDArray[np.float64], limit: float
+) -> None:
+    ax.imshow(fade(picture))
+    finite = np.isfinite(values)
+    ax.imshow(np.where(finite, values, 0.0), cmap=COLOURS, vmin=-limit, vmax=limit)
+    if not finite.all():
+        ax.imshow(np.where(finite[..., None], 0.0, np.array(NONFINITE)))
+        ax.text(
+            *(0.5, 0.5),
+            f"{(~finite).sum()} of {finite.size} pixels\nNaN or Inf",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+        )
+    ax.axis("off")
+
+
+def _show_layers(ax: Axes, compared: Comparison) -> None:
+    """Plot the relative difference at the output of each layer, from the score to the input."""
+    seen = [layer for layer in reversed(compared.layers) if layer.output is not None]
+    names = [*(layer.name for layer in seen), "input"]
+    values = [*map(_relative, seen), compared.overall.relative_l2]
+    positive = [v for v in values if v is not None and np.isfinite(v) and v > 0]
+    floor = min([*positive, compared.tolerance or 1e-16]) / 3
+    ceiling = max([*positive, compared.tolerance]) * 3
+    heights = [ceiling if v is None or not np.isfinite(v) else max(v, floor) for v in values]
+    places = np.arange(len(names))
+    ax.plot(places, heights, color="0.6", linewidth=1, zorder=1)
+    within = np.array([v is not None and v <= compared.tolerance for v in values])
+    lost = np.array([v is None for v in values])
+    for word, colour, chosen in (
+        ("within the tolerance", "#1b7837", within),
+        ("beyond it", "#b2182b", ~within & ~lost),
+        ("not finite", "#762a83", lost),
+    ):
+        if chosen.any():
+            ax.scatter(
+                places[chosen], np.array(heights)[chosen], s=16, color=colour, zorder=2, label=word
+            )
+    ax.axhline(compared.tolerance, color="0.3", linestyle="--", linewidth=0.8, label="tolerance")
+    if compared.first is not None and compared.first.name in names:
+        ax.axvline(names.index(compared.first.name), color="#b2182b", linewidth=6, alpha=0.15)
+    ax.set_yscale("log")
+    ax.set_ylim(floor / 2, ceiling * 2)
+    ax.set_xlim(-0.7, len(names) - 0.3)
+    step = -(-len(names) // _MOST_NAMES)
+    ax.set_xticks(
+        places[::step],
+        [n if len(n) <= _LONGEST else f"…{n[1 - _LONGEST :]}" for n in names[::step]],
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=8,
+    )
+    ax.set_ylabel("relative L2")
+    ax.set_title(
+        "difference at the output of each layer, from the score down to the input",
+        fontsize=10,
+        loc="left",
+    )
+    ax.legend(fontsize=8, loc="best", framealpha=0.9)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _relative(layer: LayerAgreement) -> float | None:
+    return None if layer.output is None else layer.output.relative_l2

@@ -1,0 +1,23 @@
+"""The base class of what a result can be compared with."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from captum_lrp_stab.comparison.recording import Recording
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.sites import Operation
+
+
+class Reference(ABC):
+    """Another run of the same attribution."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it, leaving the subject's model and tensors as they are.
+
+        Args:
+            subject: What to attribute.
+            operations: What this package's run gives each operation.
+        """

@@ -1,0 +1,82 @@
+"""A comparison on a picture as files: ``comparison.json`` and ``comparison.png``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import captum
+import torch
+
+from captum_lrp_stab._version import __version__
+from captum_lrp_stab.comparison import drawing
+from captum_lrp_stab.comparison.result import Comparison
+from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.prepared import Prepared
+from captum_lrp_stab.report import make_folder as make_folder
+
+LEGEND = (
+    "Each row compares the relevance of a layer's output on both sides; rel. L2 is |a - b| / |b|, "
+    "b being the reference; top 1%: overlap of the strongest pixels. '-': a side is not finite, or "
+    "constant. comparison.json has more."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What a comparison is about."""
+
+    ready: Prepared
+    picture: str
+    rules: str
+    form: str
+    stabilizer: str | None
+
+    def sentence(self, compared: Comparison) -> str:
+        """Return it in words."""
+        ready, classifier = self.ready, self.ready.classifier
+        stabilizer = "" if self.stabilizer is None else f", stabilizer {self.stabilizer}"
+        return (
+            f"{classifier.name} ({classifier.weights}) on {self.picture}: {ready.label}, score "
+            f"{ready.score:.4g}, probability {ready.probability:.3g}; {self.rules}{stabilizer}, "
+            f"{self.form} form, {ready.dtype}, against {compared.reference}"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as values for JSON."""
+        ready, classifier = self.ready, self.ready.classifier
+        return {
+            "picture": self.picture,
+            "model": classifier.name,
+            "weights": classifier.weights,
+            "target": ready.target,
+            "label": ready.label,
+            "probability": ready.probability,
+            "rules": self.rules,
+            "stabilizer": self.stabilizer,
+            "form": self.form,
+        }
+
+
+def write(compared: Comparison, subject: Subject, folder: Path) -> list[Path]:
+    """Write both files and return their paths.
+
+    Raises:
+        ReportError: The folder cannot be made or written to.
+    """
+    make_folder(folder)
+    paths = [folder / "comparison.json", folder / "comparison.png"]
+    versions = {
+        "captum-lrp-stab": __version__,
+        "captum": captum.__version__,
+        "torch": torch.__version__,
+    }
+    content = {**subject.facts(), **compared.facts(), "versions": versions}
+    try:
+        paths[0].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+        drawing.draw(compared, subject.ready.picture, subject.sentence(compared)).savefig(paths[1])
+    except OSError as error:
+        raise ReportError(
+            f"cannot write the report into {folder}: {error}; give another folder with --out"
+        ) from error
+    return paths
