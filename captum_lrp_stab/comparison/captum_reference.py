@@ -14,7 +14,7 @@ from captum_lrp_stab import types
 from captum_lrp_stab.attachment import AttachedRules, default_rule
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
-from captum_lrp_stab.comparison.reference import Reference
+from captum_lrp_stab.comparison.reference import Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import score_of
@@ -37,13 +37,13 @@ class CaptumReference(Reference):
     Args:
         own_rules: Use Captum's own rule where it has one of that meaning; else rules of this
             package, under Captum's driver. Layers without a rule get Captum's defaults.
-        exact_pools: Route relevance through max pools as it is, where Captum's own epsilon rule
-            would divide by z + 1e-9 sign z.
+        exact_defaults: Give layers that have no rule here none there: relevance is routed through
+            max pools, and average pools get LRP-0, where Captum would divide by z + 1e-9 sign z.
     """
 
-    def __init__(self, own_rules: bool = True, exact_pools: bool = False) -> None:
+    def __init__(self, own_rules: bool = True, exact_defaults: bool = False) -> None:
         self.own_rules = own_rules
-        self.exact_pools = exact_pools
+        self.exact_defaults = exact_defaults or not own_rules
         self.name = "captum" if own_rules else "captum_driver"
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
@@ -99,11 +99,12 @@ class CaptumReference(Reference):
             if name in ours:
                 own = captums_own(ours[name]) if self.own_rules else None
                 found[name] = copy.copy(ours[name]) if own is None else own
-            elif self.own_rules and type(module) in _SUPPORTED:
-                if self.exact_pools and isinstance(module, types.MaxPool):
-                    found[name] = default_rule(name, module)
-            elif isinstance(module, types.RuleBearing):  # LRP-0, as near as Captum comes to it
-                found[name] = EpsilonRule(captum_rules.PropagationRule.STABILITY_FACTOR)
+            elif type(module) in SUPPORTED_NON_LINEAR_LAYERS and self.own_rules:
+                continue
+            elif type(module) in SUPPORTED_LAYERS_WITH_RULES and not self.exact_defaults:
+                continue
+            elif isinstance(module, types.RuleBearing):
+                found[name] = ZeroRule(where_not_0)
             else:
                 found[name] = default_rule(name, module)
         return found
@@ -153,5 +154,3 @@ _OWN: dict[type[Rule], Callable[[Any], PropagationRule | None]] = {
     PassRule: lambda rule: captum_rules.IdentityRule(),
     ManipulatedWeightsRule: lambda rule: rule.rule,
 }
-
-_SUPPORTED = {*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS}

@@ -83,9 +83,10 @@ CAPTUM_SIGNS = KnownDifference(
     "Captum's gamma and alpha1-beta0 rules change the weights, whatever the signs of the layer's "
     "bias, inputs and outputs, which is the rule only where all of them are positive",
 )
-CAPTUM_POOLS = KnownDifference(
-    "Captum's epsilon at max pools",
-    "Captum divides by z + 1e-9 sign z at max pools too, where relevance only has to be routed",
+CAPTUM_DEFAULTS = KnownDifference(
+    "Captum's epsilon where there is no rule",
+    "Captum divides by z + 1e-9 sign z at layers without a rule too: at max pools, through which "
+    "relevance only has to be routed, at average pools and batch norms",
 )
 MODIFIED_FORWARD = KnownDifference(
     "modified forward pass",
@@ -206,10 +207,10 @@ def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Iter
         yield replace(trial, ours=replace(trial.ours, form=form))
 
 
-def _routed_pools(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+def _without_defaults(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
     reference = trial.reference
-    if isinstance(reference, CaptumReference) and reference.own_rules and not reference.exact_pools:
-        yield replace(trial, reference=CaptumReference(exact_pools=True))
+    if isinstance(reference, CaptumReference) and not reference.exact_defaults:
+        yield replace(trial, reference=CaptumReference(exact_defaults=True))
 
 
 def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
@@ -237,7 +238,7 @@ REMOVALS: dict[KnownDifference, Removal] = {
     QUADRATIC_MEAN: _by_rule(_other_quadratic_mean),
     UNMERGED_BATCH_NORM: _unmerged,
     ADDITION_STABILIZER: _stabilized_additions,
-    CAPTUM_POOLS: _routed_pools,
+    CAPTUM_DEFAULTS: _without_defaults,
     CAPTUM_SIGNS: _captums_signs,
     BIAS_SHARE: _by_rule(_without_bias),
     MODIFIED_FORWARD: _without_stabilizers,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Watch
-from captum_lrp_stab.comparison.reference import Reference
+from captum_lrp_stab.comparison.reference import Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import MissingExtraError, RuleError
 from captum_lrp_stab.propagation import score_of
@@ -122,7 +122,7 @@ def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
         if operation.rule is not None:
             hooks[operation.name] = hook_of(operation.rule, operation.name)
         elif isinstance(module, types.AvgPool + types.BatchNorm):
-            hooks[operation.name] = zennit.rules.Epsilon(_where_not_0)
+            hooks[operation.name] = zennit.rules.Epsilon(where_not_0)
         elif isinstance(module, types.Activation):
             hooks[operation.name] = zennit.rules.Pass()
     blocks = zennit.torchvision.ResNetBottleneck, zennit.torchvision.ResNetBasicBlock
@@ -133,7 +133,7 @@ def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
     if sums:
         canonizers.append(zennit.torchvision.ResNetBottleneckCanonizer())
         canonizers.append(zennit.torchvision.ResNetBasicBlockCanonizer())
-        hooks |= {name: zennit.rules.Epsilon(_where_not_0) for name in sums}
+        hooks |= {name: zennit.rules.Epsilon(where_not_0) for name in sums}
     name_map = [([name], hook) for name, hook in hooks.items()]
     return zennit.composites.NameMapComposite(name_map, canonizers)
 
@@ -166,11 +166,6 @@ def denominators_of(rule: Rule) -> Callable[[Tensor], Tensor]:
         raise RuleError(f"{rule!r}: zennit hands a stabilizer the denominators alone")
 
     return lambda z: rule.stabilize(z, no_magnitude)
-
-
-def _where_not_0(z: Tensor) -> Tensor:
-    """Return denominators of LRP-0 under which 0/0 is 0."""
-    return torch.where(z == 0, torch.ones_like(z), z)
 
 
 def _make_exact(zennit: Any, composite: Any) -> None:

@@ -1,0 +1,156 @@
+"""Every rule and preset against every reference, on real runs: makes docs/parity.md.
+
+Run it as ``python tests/parity.py [network ...] > docs/parity.md``; it takes about an hour on two
+cores. In float64, because that tells a difference of meaning from rounding.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torchvision
+from networks import build
+from torch import Tensor, nn
+
+from captum_lrp_stab import (
+    AlphaBetaRule,
+    EpsilonRule,
+    FlatRule,
+    GammaRule,
+    LayerFilter,
+    WSquareRule,
+    ZBoxRule,
+    ZeroRule,
+    ZPlusRule,
+    compare,
+    pictures,
+    presets,
+    types,
+    zoo,
+)
+from captum_lrp_stab.comparison import Comparison
+from captum_lrp_stab.comparison.known import KNOWN
+from captum_lrp_stab.errors import LRPError
+
+REFERENCES = ("zennit", "captum", "captum_driver", "float64", "modified_forward")
+LOW, HIGH = -3.0, 3.0
+SIDE = 64
+TARGET = 3
+
+
+def everywhere(rule: type, model: nn.Module, **parameters: object) -> list:
+    """One rule for all linear layers and convolutions."""
+    layers = LayerFilter(model, types.Linear)
+    return [(layers(lambda n: True), rule, parameters)]
+
+
+def first(rule: type, model: nn.Module, **parameters: object) -> list:
+    """A rule for the first layer, epsilon for the others."""
+    names = LayerFilter(model, types.Linear)(lambda n: True)
+    return [(names[:1], rule, parameters), (names[1:], EpsilonRule, {"epsilon": 1e-6})]
+
+
+Spec = Callable[[float, float], Callable[[nn.Module], list]]
+RULES: dict[str, Spec] = {
+    "`ZeroRule`": lambda low, high: partial(everywhere, ZeroRule),
+    "`EpsilonRule(0.25)`": lambda low, high: partial(everywhere, EpsilonRule, epsilon=0.25),
+    "`EpsilonRule(0.25, signed=False)`": lambda low, high: partial(
+        everywhere, EpsilonRule, epsilon=0.25, signed=False
+    ),
+    "`GammaRule(0.25)`": lambda low, high: partial(everywhere, GammaRule, gamma=0.25),
+    "`AlphaBetaRule(2, 1)`": lambda low, high: partial(everywhere, AlphaBetaRule),
+    "`ZPlusRule`": lambda low, high: partial(everywhere, ZPlusRule),
+    "`ZBoxRule` first": lambda low, high: partial(first, ZBoxRule, low=low, high=high),
+    "`WSquareRule` first": lambda low, high: partial(first, WSquareRule),
+    "`FlatRule` first": lambda low, high: partial(first, FlatRule),
+    "preset `zero`": lambda low, high: presets.zero(),
+    "preset `epsilon`": lambda low, high: presets.epsilon(),
+    "preset `epsilon_plus`": lambda low, high: presets.epsilon_plus(),
+    "preset `epsilon_plus_flat`": lambda low, high: presets.epsilon_plus_flat(),
+    "preset `epsilon_alpha2_beta1`": lambda low, high: presets.epsilon_alpha2_beta1(),
+    "preset `epsilon_alpha2_beta1_flat`": lambda low, high: presets.epsilon_alpha2_beta1_flat(),
+    "preset `epsilon_gamma_box`": presets.epsilon_gamma_box,
+    "preset `lrp_tutorial`": presets.lrp_tutorial,
+}
+
+
+def randomly(make: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, int, float, float]:
+    """A network of torchvision with random weights and statistics, on a random picture."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    return build(make), LOW + (HIGH - LOW) * x, TARGET, LOW, HIGH
+
+
+def really(name: str) -> tuple[nn.Module, Tensor, int, Tensor, Tensor]:
+    """A network with ImageNet weights on a photograph."""
+    classifier = zoo.load(name, "DEFAULT", 0)
+    model, preprocessing = classifier.model.double(), classifier.preprocessing
+    picture = preprocessing.picture(pictures.default_picture())
+    x = preprocessing.input(picture, torch.float64)
+    target = int(model(x).argmax())
+    return model, x, target, preprocessing.low.double(), preprocessing.high.double()
+
+
+NETWORKS = {
+    "AlexNet": partial(randomly, torchvision.models.alexnet),
+    "VGG16": partial(randomly, torchvision.models.vgg16),
+    "VGG16-BN": partial(randomly, torchvision.models.vgg16_bn),
+    "ResNet-18": partial(randomly, torchvision.models.resnet18),
+    "SqueezeNet 1.1, ImageNet weights": partial(really, zoo.CAFFE_SQUEEZENET),
+    "EfficientNet-Lite0, ImageNet weights": partial(really, zoo.LITE0),
+}
+NUMBERS = {difference.name: str(number) for number, difference in enumerate(KNOWN, 1)}
+
+
+def cell(compared: Comparison) -> str:
+    """A comparison in a few letters."""
+    size = compared.overall.relative_l2
+    if compared.verdict == "reference not finite":
+        return "not finite"
+    if compared.verdict == "known difference":
+        numbers = ", ".join(NUMBERS[difference.name] for difference in compared.differences)
+        return f"{size:.0e} ({numbers})"
+    return f"{size:.0e}" if compared.verdict == "equal" else f"**{compared.verdict} {size:.0e}**"
+
+
+def row(network: tuple, spec: Spec) -> Iterator[str]:
+    """One rule or preset against each reference."""
+    model, x, target, low, high = network
+    for reference in REFERENCES:
+        begun = time.monotonic()
+        try:
+            text = cell(compare(model, x, target, spec(low, high), reference))
+        except LRPError as error:
+            print(f"{reference}: {error}", file=sys.stderr)
+            text = f"refused: {type(error.__cause__ or error).__name__}"
+        print(f"  {reference} {text} {time.monotonic() - begun:.0f} s", file=sys.stderr)
+        yield text
+
+
+def main(names: list[str]) -> None:
+    """Print the page."""
+    print(__doc__.splitlines()[0].partition(":")[0], end=".\n\n")
+    print(
+        "Made by `python tests/parity.py > docs/parity.md`, in float64. Each cell is the relative "
+        "L2 difference of the relevance of the inputs. A number alone: equal. In brackets: the "
+        "known differences that explain it, by the list below; once they are removed from one side "
+        f"the two agree. Random weights and a {SIDE} px random picture where nothing is said.\n"
+    )
+    for name in names:
+        network = NETWORKS[name]()
+        print(f"## {name}\n")
+        print(f"| | {' | '.join(f'`{reference}`' for reference in REFERENCES)} |")
+        print("|---" * (len(REFERENCES) + 1) + "|")
+        for spec, make in RULES.items():
+            print(name, spec, file=sys.stderr)
+            print(f"| {spec} | {' | '.join(row(network, make))} |", flush=True)
+        print()
+    print("## Known differences\n")
+    for difference in KNOWN:
+        print(f"{NUMBERS[difference.name]}. {difference.name}: {difference.meaning}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(NETWORKS))
