@@ -1,5 +1,6 @@
 """``captum-lrp-stab compare``."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,8 @@ def compare(
         report.make_folder(out)
         classifier = common.load(model, weights, seed)
         ready = prepare(classifier, picture, dtype, target)
-        with common.progress(None) as step:
+        with common.progress(None) as step, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             compared = comparison.compare(
                 ready.model,
                 ready.x,
@@ -88,7 +90,8 @@ def compare(
                 form=form,
                 progress=step,
             )
-        subject = report.Subject(ready, title, rules, form, stabilizer)
+        said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+        subject = report.Subject(ready, title, rules, form, stabilizer, said)
         paths = report.write(compared, subject, out)
     _show(compared, subject)
     print(f"written: {', '.join(map(str, paths))}")
@@ -109,5 +112,6 @@ def _show(compared: Comparison, subject: report.Subject) -> None:
     common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == first, unbroken=True)
     console.print(f"\n{report.LEGEND}", style="dim")
     console.print(f"\n[bold]{compared.verdict}[/bold]")
-    for line in (compared.explanation, *compared.notes()):
+    warned = (f"- warning: {warning}" for warning in subject.warnings)
+    for line in (compared.explanation, *compared.notes(), *warned):
         console.print(line, markup=False)

@@ -66,7 +66,7 @@ def draw(compared: Comparison, picture: Image.Image, sentence: str) -> Figure:
         ax = figure.add_axes((0.02 + 0.325 * index, 0.45, 0.31, 0.375))
         _overlay(ax, np.asarray(picture), values, limit)
         title(ax, name, ", ".join(filter(None, lines)))
-    _show_layers(figure.add_axes((0.07, 0.17, 0.91, 0.22)), compared)
+    _show_layers(figure.add_axes((0.07, 0.18, 0.91, 0.21)), compared)
     return figure
 
 
@@ -129,7 +129,9 @@ def _show_layers(ax: Axes, compared: Comparison) -> None:
             )
     ax.axhline(compared.tolerance, color="0.3", linestyle="--", linewidth=0.8, label="tolerance")
     if compared.first is not None and compared.first.name in names:
-        ax.axvline(names.index(compared.first.name), color="#b2182b", linewidth=6, alpha=0.15)
+        at = names.index(compared.first.name)
+        where = f"they part here, in the {compared.first.direction} pass"
+        ax.axvline(at, color="#b2182b", linewidth=6, alpha=0.15, label=where)
     ax.set_yscale("log")
     ax.set_ylim(floor / 2, ceiling * 2)
     ax.set_xlim(-0.7, len(names) - 0.3)

@@ -1,20 +1,10 @@
 """From two runs to a verdict: equal, rounding, a known difference, or different."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor
-
-from captum_lrp_stab.comparison.agreement import relative_difference
-from captum_lrp_stab.comparison.known import (
-    DOUBLED_ADDITION,
-    REMOVALS,
-    KnownDifference,
-    Trial,
-)
+from captum_lrp_stab.comparison.explaining import differences_between
+from captum_lrp_stab.comparison.known import KnownDifference, Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.references import Float64Reference
 from captum_lrp_stab.comparison.runs import Runs
@@ -69,94 +59,23 @@ def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
 
 
 def _explained(runs: Runs, trial: Trial, size: str) -> Judgement:
-    """Return the verdict on a difference that is not rounding."""
-    first = runs.pair(trial).divergence(runs.tolerance)
-    found = removed(runs, trial)
+    """Return the verdict on a difference that float64 does not take away."""
+    runs = runs.loosened()
+    pair = runs.pair(trial)
+    if pair.overall.within(runs.tolerance):
+        proof = "float64 too can tell no better at these poles"
+        return _rounding(pair, size, runs.tolerance, proof)
+    first = pair.divergence(runs.tolerance)
+    found = differences_between(runs, trial)
     if found:
         names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
         return Judgement("known difference", f"{names}; {size}{_at(first)}", first, found)
     return Judgement("different", f"{size}{_at(first)}", first)
 
 
-def removed(runs: Runs, trial: Trial) -> tuple[KnownDifference, ...]:
-    """Return the fewest known differences without which the two sides agree, none if no such.
-
-    Each is tried alone and with each other, because two may partly cancel out; to more than two it
-    comes only as long as each halves what the others leave. A doubled addition cannot be removed:
-    it counts if the two sides agree up to there, at once or with one difference removed.
-    """
-    addition = doubled_at(runs, trial)
-    if addition is not None:
-        return (replace(DOUBLED_ADDITION, where=addition),)
-    tolerance, before = runs.tolerance, runs.error(trial)
-    errors: dict[tuple[KnownDifference, ...], float] = {}
-
-    def agree(differences: tuple[KnownDifference, ...]) -> bool:
-        errors[differences] = runs.error(without(runs, trial, differences))
-        return errors[differences] <= tolerance
-
-    possible = [d for d in REMOVALS if any(True for _ in REMOVALS[d](trial, runs.operations))]
-    for difference in possible:
-        if agree((difference,)):
-            return (difference,)
-    effective = [d for d in possible if errors[d,] != before and math.isfinite(errors[d,])]
-    for difference in effective:
-        addition = doubled_at(runs, without(runs, trial, (difference,)))
-        if addition is not None:
-            return difference, replace(DOUBLED_ADDITION, where=addition)
-    for two in combinations(effective, 2):
-        if agree(two):
-            return two
-    while errors:
-        best = min(errors, key=lambda differences: errors[differences])
-        more = [(*best, d) for d in effective if d not in best]
-        left = errors[best]
-        for differences in more:
-            if agree(differences):
-                return differences
-        if not more or min(errors[differences] for differences in more) > left / 2:
-            break
-    return ()
-
-
-def without(runs: Runs, trial: Trial, differences: Sequence[KnownDifference]) -> Trial:
-    """Return a trial with differences removed."""
-    for difference in differences:
-        trial = next(iter(REMOVALS[difference](trial, runs.operations)), trial)
-    return trial
-
-
-def doubled_at(runs: Runs, trial: Trial) -> str | None:
-    """Return the addition at which the two sides part, if the reference doubles relevance there.
-
-    That is, if it hands all the relevance of the sum to a summand, as it does to each.
-    """
-    pair = runs.pair(trial)
-    first = pair.divergence(runs.tolerance)
-    if first is None or first.direction != "backward":
-        return None
-    for name in first.candidates:
-        addition = pair.operation_of(name)
-        if addition is None or addition.kind not in ("add", "sub"):
-            continue
-        sums = pair.ours.outputs.get(addition.name)
-        summands = [pair.reference.outputs.get(o.name) for o in addition.reads]
-        handed = [uses[0].relevance for uses in summands if uses]
-        if sums and any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
-            return name
-    return None
-
-
-def _same(one: list[Tensor] | None, other: list[Tensor] | None, tolerance: float) -> bool:
-    if one is None or other is None or [t.shape for t in one] != [t.shape for t in other]:
-        return False
-    difference = relative_difference(one, other)
-    return difference is not None and difference <= tolerance
-
-
 def _at(first: Divergence | None) -> str:
     if first is None:
-        return ""
+        return "; its layers were not seen"
     if len(first.candidates) > 1:
         others = ", ".join(first.candidates[1:4])
         return f"; they part at '{first.name}' ({first.kind}) or {others}"

@@ -46,6 +46,17 @@ class Divergence:
     candidates: tuple[str, ...]
 
 
+def names_of(operations: Sequence[Operation]) -> list[str]:
+    """Return a name for each use of each layer: ``relu``, ``relu[1]``, ..."""
+    counted: Counter[str] = Counter()
+    names = []
+    for operation in operations:
+        use = counted[operation.name]
+        counted[operation.name] += 1
+        names.append(f"{operation.name}[{use}]" if use else operation.name)
+    return names
+
+
 @dataclass(frozen=True)
 class _Ends:
     """One use of one layer on both sides; None where either side could not see it."""
@@ -81,12 +92,9 @@ class Pair:
         self, ours: Recording, reference: Recording, operations: Sequence[Operation]
     ) -> None:
         self.ours, self.reference, self.operations = ours, reference, operations
-        counted: Counter[str] = Counter()
         self._ends = []
-        for operation in operations:
-            use = counted[operation.name]
-            counted[operation.name] += 1
-            name = operation.name if use == 0 else f"{operation.name}[{use}]"
+        for name, operation in zip(names_of(operations), operations, strict=True):
+            use = int(name[len(operation.name) + 1 : -1] or 0)
             ends = (
                 _same_use(one.get(operation.name, ()), other.get(operation.name, ()), use)
                 for one, other in (
@@ -106,8 +114,18 @@ class Pair:
         """How well each use of each layer agrees, in order of execution."""
         return tuple(map(_compared, self._ends))
 
+    @property
+    def was_watched(self) -> bool:
+        """Whether any layer was seen on both sides."""
+        return any(ends.output or ends.input for ends in self._ends)
+
     def divergence(self, tolerance: float) -> Divergence | None:
-        """Return the first place at which the runs part by more than a tolerance."""
+        """Return the first place at which the runs part by more than a tolerance.
+
+        None if they do not, or if the reference's layers were not seen.
+        """
+        if not self.was_watched:
+            return None
         return self._forward(tolerance) or self._backward(tolerance)
 
     def _forward(self, tolerance: float) -> Divergence | None:
@@ -162,9 +180,9 @@ class Pair:
         mixes = operation.rule is not None or operation.treatment not in ("moved", "passed")
         return (not mixes, -index)
 
-    def operation_of(self, name: str) -> Operation | None:
-        """Return the operation that a name in ``layers`` stands for."""
-        return next((ends.operation for ends in self._ends if ends.name == name), None)
+    def index_of(self, name: str) -> int:
+        """Return the place of a name in ``layers``, -1 for none of these."""
+        return next((i for i, ends in enumerate(self._ends) if ends.name == name), -1)
 
 
 def _compared(ends: _Ends) -> LayerAgreement:

@@ -31,6 +31,7 @@ class Subject:
     rules: str
     form: str
     stabilizer: str | None
+    warnings: tuple[str, ...]  # of the runs
 
     def sentence(self, compared: Comparison) -> str:
         """Return it in words."""
@@ -55,6 +56,7 @@ class Subject:
             "rules": self.rules,
             "stabilizer": self.stabilizer,
             "form": self.form,
+            "warnings": self.warnings,
         }
 
 

@@ -1,5 +1,6 @@
 """The runs that a comparison is made of, each made once."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +11,15 @@ from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.known import Trial
-from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.pair import Pair, names_of
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.sites import Operation
+
+_ROUNDINGS = 30.0
+"""What rounding in every layer may add up to, as multiples of one rounding of the inputs."""
 
 Progress = Callable[[str], None]
 
@@ -37,7 +41,7 @@ class Runs:
         depth = sum(operation.rule is not None for operation in self.operations)
         usual = usual_tolerance(subject.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
-        self._given, self._progress = tolerance, progress
+        self._given, self._progress, self._is_loose = tolerance, progress, False
         self._kept: dict[Any, tuple[Any, Any]] = {}
 
     def trial(self, reference: Reference) -> Trial:
@@ -61,6 +65,22 @@ class Runs:
             return None
         return runs if finite else None
 
+    def loosened(self) -> "Runs":
+        """Return the runs with a tolerance for what rounding alone does to this attribution.
+
+        It is measured: by how much our run moves if its inputs move by a unit roundoff. Next to a
+        pole of a rule that is far more than the usual tolerance, in any dtype.
+        """
+        if self._given is not None or self._is_loose:
+            return self
+        moved = self.subject.moved()
+        ours, theirs = (self.unwatched(s) for s in (self.subject, moved))
+        sensitivity = relative_difference(ours.relevances, theirs.relevances) or 0.0
+        other = copy.copy(self)
+        other.tolerance = max(self.tolerance, _ROUNDINGS * sensitivity)
+        other._is_loose = True
+        return other
+
     def operations_of(self, subject: Subject) -> Sequence[Operation]:
         """Return what each operation gets."""
         if subject is self.subject:
@@ -80,15 +100,28 @@ class Runs:
         ours = self._once((id(trial.ours), "watched"), trial, run)
         return Pair(ours, self._reference(trial, ours), operations)
 
-    def error(self, trial: Trial) -> float:
-        """Return the relative difference of a trial; infinite where it cannot be run."""
+    def index_of(self, layer: str) -> int:
+        """Return the place of a layer, by its name in a pair, among the operations; -1 for none.
+
+        Trials may merge batch norms or not: this is the place in the first of them.
+        """
+        names = names_of(self.operations)
+        return names.index(layer) if layer in names else -1
+
+    def unwatched(self, subject: Subject) -> Recording:
+        """Return a run of ours without its layers."""
 
         def run() -> Recording:
             self._progress("captum-lrp-stab")
-            return trial.ours.run()
+            return subject.run()
 
+        found: Recording = self._once((id(subject), "unwatched"), subject, run)
+        return found
+
+    def error(self, trial: Trial) -> float:
+        """Return the relative difference of a trial; infinite where it cannot be run."""
         try:
-            ours = self._once((id(trial.ours), "unwatched"), trial, run)
+            ours = self.unwatched(trial.ours)
             theirs = self._reference(trial, ours)
         except LRPError:
             return math.inf

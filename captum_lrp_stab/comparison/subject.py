@@ -1,6 +1,7 @@
 """What is compared: one model, its inputs and rules, and this package's own run of them."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,6 +97,16 @@ class Subject:
     def changing(self, *changes: Change) -> "Subject":
         """Return the subject with each rule changed."""
         return replace(self, changes=(*self.changes, *changes))
+
+    def moved(self) -> "Subject":
+        """Return the subject with each input value moved by a unit roundoff, up or down."""
+
+        def move(x: Tensor) -> Tensor:
+            generator = torch.Generator(x.device).manual_seed(0)
+            up = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
+            return torch.nextafter(x, torch.where(up, math.inf, -math.inf).to(x))
+
+        return replace(self, inputs=tuple(move(x.detach()) for x in self.inputs))
 
     def copied(self, dtype: torch.dtype | None = None) -> "Subject":
         """Return the subject with copies of the model and the inputs, in another dtype if given.

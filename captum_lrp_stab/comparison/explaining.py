@@ -1,0 +1,121 @@
+"""Which known differences lie between two sides: found by taking them away.
+
+Layer by layer, a difference that is taken away lets the two sides agree further down, up to the
+next one. What is left in the end, if anything, is not known.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from torch import Tensor
+
+from captum_lrp_stab.comparison.agreement import relative_difference
+from captum_lrp_stab.comparison.known import (
+    DOUBLED_ADDITION,
+    REMOVALS,
+    KnownDifference,
+    Trial,
+)
+from captum_lrp_stab.comparison.runs import Runs
+
+_Found = tuple[KnownDifference, ...]
+
+
+def differences_between(runs: Runs, trial: Trial) -> _Found:
+    """Return the fewest known differences without which the two sides agree, none if no such.
+
+    A doubled addition cannot be taken away: it counts where the two sides agree up to there.
+    """
+    found: _Found = ()
+    current = trial
+    while True:
+        addition = doubled_at(runs, current)
+        if addition is not None:
+            needed = _needed(runs, trial, found)
+            return (*needed, replace(DOUBLED_ADDITION, where=addition))
+        here = _reach(runs, current)
+        tried = list(_tried(runs, current, found))
+        for difference, other in tried:
+            if runs.error(other) <= runs.tolerance:
+                return _needed(runs, trial, (*found, difference))
+        reached = [_reach(runs, other) for _, other in tried]
+        best = max(range(len(tried)), key=reached.__getitem__, default=None)
+        if best is None or not reached[best] > here:
+            useful = [d for (d, _), reach in zip(tried, reached, strict=True) if reach >= here]
+            return _two_more(runs, trial, found, useful)
+        found, current = (*found, tried[best][0]), tried[best][1]
+
+
+def _without(runs: Runs, trial: Trial, differences: _Found) -> Trial:
+    for difference in differences:
+        trial = next(iter(REMOVALS[difference](trial, runs.operations)), trial)
+    return trial
+
+
+def _needed(runs: Runs, trial: Trial, found: _Found) -> _Found:
+    """Return the differences without those that others make up for."""
+    reach = _reach(runs, _without(runs, trial, found))
+    for difference in found[:-1]:
+        fewer = tuple(other for other in found if other is not difference)
+        if _reach(runs, _without(runs, trial, fewer)) >= reach:
+            found = fewer
+    return found
+
+
+def _tried(runs: Runs, trial: Trial, found: _Found) -> Iterator[tuple[KnownDifference, Trial]]:
+    """Yield each trial with one more difference taken away, but for those that change nothing."""
+    before = runs.error(trial)
+    for difference, removal in REMOVALS.items():
+        for other in () if difference in found else removal(trial, runs.operations):
+            moves = runs.error(other) != before or _reach(runs, other) != _reach(runs, trial)
+            if moves and math.isfinite(runs.error(other)):
+                yield difference, other
+
+
+def _two_more(runs: Runs, trial: Trial, found: _Found, useful: Sequence[KnownDifference]) -> _Found:
+    """Return the differences with two more at one place, where neither alone leads any further."""
+    for two in combinations(useful, 2):
+        if runs.error(_without(runs, trial, (*found, *two))) <= runs.tolerance:
+            return (*found, *two)
+    return ()
+
+
+def _reach(runs: Runs, trial: Trial) -> tuple[int, float]:
+    """Return how far two sides agree: through the forward pass, then back from the score."""
+    first = runs.pair(trial).divergence(runs.tolerance)
+    if first is None:
+        return (2, 0.0)
+    index = runs.index_of(first.name)
+    if first.direction == "forward":
+        return (0, index)
+    return (1, -math.inf if index < 0 else -index)
+
+
+def doubled_at(runs: Runs, trial: Trial) -> str | None:
+    """Return the addition at which the two sides part, if the reference doubles relevance there.
+
+    That is, if it hands all the relevance of the sum to a summand, as it does to each.
+    """
+    pair = runs.pair(trial)
+    first = pair.divergence(runs.tolerance)
+    if first is None or first.direction != "backward":
+        return None
+    for name in first.candidates:
+        addition = pair.operations[pair.index_of(name)]
+        if addition.kind not in ("add", "sub"):
+            continue
+        sums = pair.ours.outputs.get(addition.name)
+        summands = [pair.reference.outputs.get(o.name) for o in addition.reads]
+        handed = [uses[0].relevance for uses in summands if uses]
+        if sums and any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
+            return name
+    return None
+
+
+def _same(one: list[Tensor] | None, other: list[Tensor] | None, tolerance: float) -> bool:
+    if one is None or other is None or [t.shape for t in one] != [t.shape for t in other]:
+        return False
+    difference = relative_difference(one, other)
+    return difference is not None and difference <= tolerance
