@@ -7,6 +7,7 @@ from typing import Any
 from captum.attr import LRP as StockLRP
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
 from captum.attr._utils import lrp_rules as captum_rules
+from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
@@ -37,8 +38,8 @@ class CaptumReference(Reference):
     Args:
         own_rules: Use Captum's own rule where it has one of that meaning; else rules of this
             package, under Captum's driver. Layers without a rule get Captum's defaults.
-        exact_defaults: Give layers that have no rule here none there: relevance is routed through
-            max pools, and average pools get LRP-0, where Captum would divide by z + 1e-9 sign z.
+        exact_defaults: Give layers that have no rule here LRP-0, where Captum would divide by
+            z + 1e-9 sign z: max pools, average pools, batch norms, Captum's own additions.
     """
 
     def __init__(self, own_rules: bool = True, exact_defaults: bool = False) -> None:
@@ -57,13 +58,17 @@ class CaptumReference(Reference):
         """
         subject = subject.copied()
         model, names = subject.model, [operation.name for operation in operations]
+        modules = dict(model.named_modules())
+        # Captum's module for additions is a leaf to Captum, and an operation in a module to us
+        ends = {name: name.removesuffix(".add_0") for name in names}
+        ends = {n: m for n, m in ends.items() if isinstance(modules.get(m), Addition_Module)}
         rules = self.rules(model, operations)
         self._attach(model, rules)
         # where a layer's output is the very tensor that feeds a rule, Captum turns its gradient
         # into relevance in a hook of its own; the output of a layer with a rule it copies
         plain = [n for n, m in leaf_modules(model) if type(m) in SUPPORTED_NON_LINEAR_LAYERS]
         late = set(plain) - rules.keys()
-        watch = Watch(model, names, inputs=False, values=False, late=late)
+        watch = Watch(model, names, inputs=False, values=False, late=late, ends=ends)
         inputs = tuple(x.requires_grad_() for x in subject.inputs)
         with watch.active():
             relevances = StockLRP(model).attribute(
@@ -72,8 +77,9 @@ class CaptumReference(Reference):
         score = score_of(subject.forward(inputs), subject.target).detach()
         seen = watch.recording((), score)
         for name in names:
-            if isinstance(rules.get(name), Rule):
-                self._note(seen, name, rules[name])
+            rule = rules.get(ends.get(name, name))
+            if isinstance(rule, Rule):
+                self._note(seen, name, rule)
         # the seed of Captum's backward pass is 1; it multiplies by the score at the very end
         seen = seen.scaled(score)
         seen.relevances = tuple(r.detach() for r in relevances)
@@ -101,9 +107,10 @@ class CaptumReference(Reference):
                 found[name] = copy.copy(ours[name]) if own is None else own
             elif type(module) in SUPPORTED_NON_LINEAR_LAYERS and self.own_rules:
                 continue
-            elif type(module) in SUPPORTED_LAYERS_WITH_RULES and not self.exact_defaults:
-                continue
-            elif isinstance(module, types.RuleBearing):
+            elif type(module) in SUPPORTED_LAYERS_WITH_RULES and self.own_rules:
+                if self.exact_defaults:
+                    found[name] = captum_rules.EpsilonRule(_TINY)
+            elif isinstance(module, (*types.RuleBearing, Addition_Module)):
                 found[name] = ZeroRule(where_not_0)
             else:
                 found[name] = default_rule(name, module)
@@ -144,6 +151,9 @@ def _signed_epsilon(rule: Rule) -> float | None:
 def _alpha_beta(rule: AlphaBetaRule) -> PropagationRule | None:
     return captum_rules.Alpha1_Beta0_Rule() if rule.beta == 0 else None
 
+
+_TINY = 1e-30
+"""An epsilon that changes nothing but 0/0."""
 
 _OWN: dict[type[Rule], Callable[[Any], PropagationRule | None]] = {
     EpsilonRule: lambda rule: captum_rules.EpsilonRule(),

@@ -5,14 +5,15 @@ next one. What is left in the end, if anything, is not known.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.known import (
+    ADDITIONS,
     DOUBLED_ADDITION,
     REMOVALS,
     KnownDifference,
@@ -23,29 +24,49 @@ from captum_lrp_stab.comparison.runs import Runs
 _Found = tuple[KnownDifference, ...]
 
 
-def differences_between(runs: Runs, trial: Trial) -> _Found:
-    """Return the fewest known differences without which the two sides agree, none if no such.
+@dataclass(frozen=True)
+class Between:
+    """What lies between two sides."""
 
-    A doubled addition cannot be taken away: it counts where the two sides agree up to there.
+    differences: _Found
+    is_all: bool  # or is there a difference that is not known
+    rest: Trial  # with the differences taken away
+
+
+def differences_between(runs: Runs, trial: Trial) -> Between:
+    """Return the fewest known differences without which the two sides agree.
+
+    A doubled addition cannot be taken away: it counts where the two sides agree up to there. If the
+    two do not agree in the end, what could be taken away is returned.
     """
     found: _Found = ()
     current = trial
     while True:
         addition = doubled_at(runs, current)
         if addition is not None:
-            needed = _needed(runs, trial, found)
-            return (*needed, replace(DOUBLED_ADDITION, where=addition))
-        here = _reach(runs, current)
+            doubled = replace(DOUBLED_ADDITION, where=addition)
+            return Between((*_needed(runs, trial, found), doubled), True, current)
         tried = list(_tried(runs, current, found))
         for difference, other in tried:
             if runs.error(other) <= runs.tolerance:
-                return _needed(runs, trial, (*found, difference))
+                return Between(_needed(runs, trial, (*found, difference)), True, other)
+        here, error = _reach(runs, current), runs.error(current)
         reached = [_reach(runs, other) for _, other in tried]
         best = max(range(len(tried)), key=reached.__getitem__, default=None)
         if best is None or not reached[best] > here:
-            useful = [d for (d, _), reach in zip(tried, reached, strict=True) if reach >= here]
-            return _two_more(runs, trial, found, useful)
-        found, current = (*found, tried[best][0]), tried[best][1]
+            useful = [one for one, reach in zip(tried, reached, strict=True) if reach >= here]
+            for two in combinations([difference for difference, _ in useful], 2):
+                other = _without(runs, trial, (*found, *two))
+                if runs.error(other) <= runs.tolerance:
+                    return Between((*found, *two), True, other)
+            useful = [one for one in useful if runs.error(one[1]) <= error / 2]
+            if not useful or runs.pair(current).was_watched:
+                return Between(found, False, current)
+            # the layers were not seen: let the size of the difference decide
+            difference, current = min(useful, key=lambda one: runs.error(one[1]))
+        else:
+            difference, current = tried[best]
+        found = (*found, difference)
 
 
 def _without(runs: Runs, trial: Trial, differences: _Found) -> Trial:
@@ -74,14 +95,6 @@ def _tried(runs: Runs, trial: Trial, found: _Found) -> Iterator[tuple[KnownDiffe
                 yield difference, other
 
 
-def _two_more(runs: Runs, trial: Trial, found: _Found, useful: Sequence[KnownDifference]) -> _Found:
-    """Return the differences with two more at one place, where neither alone leads any further."""
-    for two in combinations(useful, 2):
-        if runs.error(_without(runs, trial, (*found, *two))) <= runs.tolerance:
-            return (*found, *two)
-    return ()
-
-
 def _reach(runs: Runs, trial: Trial) -> tuple[int, float]:
     """Return how far two sides agree: through the forward pass, then back from the score."""
     first = runs.pair(trial).divergence(runs.tolerance)
@@ -104,7 +117,7 @@ def doubled_at(runs: Runs, trial: Trial) -> str | None:
         return None
     for name in first.candidates:
         addition = pair.operations[pair.index_of(name)]
-        if addition.kind not in ("add", "sub"):
+        if addition.kind not in ADDITIONS:
             continue
         sums = pair.ours.outputs.get(addition.name)
         summands = [pair.reference.outputs.get(o.name) for o in addition.reads]

@@ -3,11 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from captum_lrp_stab.comparison.explaining import differences_between
 from captum_lrp_stab.comparison.known import KnownDifference, Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.references import Float64Reference
-from captum_lrp_stab.comparison.runs import Runs
+from captum_lrp_stab.comparison.runs import ROUNDINGS, Runs
+
+_PLAIN = 1e-3
+"""A relative difference inside a network that is no rounding, whatever becomes of it."""
 
 Verdict = Literal["equal", "rounding", "known difference", "different", "reference not finite"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -29,9 +34,9 @@ def judge(runs: Runs, trial: Trial) -> Judgement:
     overall, name = pair.overall, trial.reference.name
     if overall.reference_nonfinite:
         first = pair.divergence(tolerance)
-        text = f"{name} has {overall.reference_nonfinite} values that are NaN or Inf, "
-        ours = f"{overall.nonfinite} of them" if overall.nonfinite else "none"
-        return Judgement("reference not finite", f"{text}this package {ours}{_at(first)}", first)
+        text = f"{name} has {overall.reference_nonfinite} values that are NaN or Inf, this package "
+        ours = str(overall.nonfinite or "none")
+        return Judgement("reference not finite", text + ours + _at(first), first)
     if overall.nonfinite:
         first = pair.divergence(tolerance)
         text = f"this package has {overall.nonfinite} values that are NaN or Inf, {name} none"
@@ -39,7 +44,9 @@ def judge(runs: Runs, trial: Trial) -> Judgement:
     assert overall.relative_l2 is not None  # both sides are finite
     size = f"relative difference {overall.relative_l2:.2g}"
     if overall.within(tolerance):
-        return Judgement("equal", f"{size}, within {tolerance:.2g}")
+        inside = pair.divergence(max(tolerance, _PLAIN))
+        cancels = "" if inside is None else f", but what differs inside cancels out{_at(inside)}"
+        return Judgement("equal", f"{size}, within {tolerance:.2g}{cancels}", inside)
     exact = runs.in_float64(trial.reference)
     if exact is None:
         if isinstance(trial.reference, Float64Reference):
@@ -47,7 +54,10 @@ def judge(runs: Runs, trial: Trial) -> Judgement:
         return _explained(runs, trial, size)
     other = exact.trial(trial.reference)
     error = exact.error(other)
-    if isinstance(trial.reference, Float64Reference) or error <= exact.tolerance:
+    units = [torch.finfo(runs_.subject.dtype).eps for runs_ in (runs, exact)]
+    # rounding shrinks with the unit roundoff, a difference of meaning does not
+    shrunk = ROUNDINGS * overall.relative_l2 * units[1] / units[0]
+    if isinstance(trial.reference, Float64Reference) or error <= max(exact.tolerance, shrunk):
         return _rounding(pair, size, tolerance, f"in float64 it is {error:.2g}")
     return _explained(exact, other, f"{size}, {error:.2g} in float64")
 
@@ -65,12 +75,15 @@ def _explained(runs: Runs, trial: Trial, size: str) -> Judgement:
     if pair.overall.within(runs.tolerance):
         proof = "float64 too can tell no better at these poles"
         return _rounding(pair, size, runs.tolerance, proof)
-    first = pair.divergence(runs.tolerance)
-    found = differences_between(runs, trial)
-    if found:
-        names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
+    between = differences_between(runs, trial)
+    found = between.differences
+    names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
+    if between.is_all:
+        first = pair.divergence(runs.tolerance)
         return Judgement("known difference", f"{names}; {size}{_at(first)}", first, found)
-    return Judgement("different", f"{size}{_at(first)}", first)
+    first = runs.pair(between.rest).divergence(runs.tolerance)
+    besides = f"besides {names}; " if found else ""
+    return Judgement("different", f"{besides}{size}{_at(first)}", first, found)
 
 
 def _at(first: Divergence | None) -> str:

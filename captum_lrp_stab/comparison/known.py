@@ -9,19 +9,21 @@ twice, is shown at the place itself.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
+from captum_lrp_stab import operations as operations_
 from captum_lrp_stab.affine import Affine
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.captum_bridge import Rule, Step
 from captum_lrp_stab.comparison.captum_reference import CaptumReference, captums_own
 from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.references import ModifiedForwardReference
 from captum_lrp_stab.comparison.subject import Change, Subject, remade, with_stabilizer
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
+from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.kernel import Group
-from captum_lrp_stab.relevance_form import RelevanceForm
-from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule, ZeroRule
+from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import Additive, RootMeanSquare, Signed
 from captum_lrp_stab.translation import translate
@@ -107,6 +109,9 @@ class Trial:
     is_normalised: bool = False  # the reference's relevance is multiplied by the score
 
 
+ADDITIONS = ("add", "sub")
+"""The kinds of operations that add."""
+
 Removal = Callable[[Trial, Sequence[Operation]], Iterable[Trial]]
 """From a trial and its operations to trials without a difference; none where it cannot be."""
 
@@ -150,30 +155,23 @@ def _other_quadratic_mean(rule: Rule) -> Rule:
 
 
 class _WithoutBias(Rule):
-    """A rule with the bias left out of its denominators."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__(rule.stabilizer)
-        self.rule, self.layer, self.proportional = rule, rule.layer, rule.proportional
+    """What comes before a rule's class to leave the bias out of its denominators."""
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return the rule's groups without a bias."""
         return tuple(
             group._replace(terms=tuple(term._replace(bias=None) for term in group.terms))
-            for group in self.rule.groups(op, x)
+            for group in super().groups(op, x)
         )
-
-    def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
-        """Return what the rule makes of the denominators."""
-        return self.rule.stabilize(z, magnitude)
-
-    def parameters(self) -> dict[str, object]:
-        """Return the one parameter."""
-        return {"rule": self.rule}
 
 
 def _without_bias(rule: Rule) -> Rule:
-    return rule if isinstance(rule, (PassRule, _WithoutBias)) else _WithoutBias(rule)
+    if isinstance(rule, (PassRule, _WithoutBias)):
+        return rule
+    made: Any = type(type(rule).__name__, (_WithoutBias, type(rule)), {})
+    other: Rule = made.__new__(made)
+    other.__dict__.update(vars(rule))
+    return other
 
 
 def _as_captum(model: nn.Module, rule: Rule) -> Rule:
@@ -200,11 +198,25 @@ def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
         yield replace(trial, ours=replace(trial.ours, merge_batch_norm=merge))
 
 
+class StabilizedAdditions(GradientForm):
+    """The gradient form, with zennit's stabilizer at additions: c times z / (z + 1e-6 sign z)."""
+
+    def mixing(self, operation: Operation, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation that mixes its inputs."""
+        if operation.kind not in ADDITIONS:
+            return super().mixing(operation, func, args, kwargs)
+        plain = operations_.out_of_place(func)
+        z: Tensor = plain(*args, **kwargs)
+        share = z.detach() / Signed(1e-6)(z.detach())
+        out = Step.apply(lambda c: (c * share,), z.detach(), z)
+        return out if plain is func else args[0].copy_(out)
+
+
 def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    # zennit's composites give what the user's name_map does not: only there it is the reference's
-    if isinstance(trial.reference, ZennitReference) and trial.reference.composite is not None:
-        form = partial(RelevanceForm, stabilizer=Signed(1e-6))
-        yield replace(trial, ours=replace(trial.ours, form=form))
+    # only a composite of the user's has a rule for sums: that made of our rules has none
+    reference, adds = trial.reference, any(o.kind in ADDITIONS for o in operations)
+    if adds and isinstance(reference, ZennitReference) and reference.composite is not None:
+        yield replace(trial, ours=replace(trial.ours, form=StabilizedAdditions))
 
 
 def _without_defaults(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
@@ -227,7 +239,9 @@ def _without_stabilizers(trial: Trial, operations: Sequence[Operation]) -> Itera
 
 def _bare(rule: Rule) -> Rule:
     tiny = Signed(1e-30)  # changes nothing but 0/0
-    return ZeroRule(tiny) if isinstance(rule, EpsilonRule) else with_stabilizer(tiny)(rule)
+    if "epsilon" in rule.parameters():
+        return remade(rule, epsilon=0.0, stabilizer=tiny)
+    return with_stabilizer(tiny)(rule)
 
 
 REMOVALS: dict[KnownDifference, Removal] = {

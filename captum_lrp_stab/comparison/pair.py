@@ -165,7 +165,8 @@ class Pair:
             if index in candidates or (handed_down is not None and handed_down <= tolerance):
                 continue
             candidates.append(index)
-            if output is None:  # not watched: it may hand down what was wrong before it
+            # not watched: it may hand down what was wrong before it
+            if output is None and not self._was_handed_right(index, tolerance):
                 waiting += self._readers(self.operations[index])
         if not candidates:
             return Divergence("the score", "", "backward", _finite(size), ())
@@ -173,6 +174,15 @@ class Pair:
         names = tuple(self._ends[i].name for i in candidates)
         kind = _kind(self.operations[candidates[0]])
         return Divergence(names[0], kind, "backward", _finite(size), names)
+
+    def _was_handed_right(self, index: int, tolerance: float) -> bool:
+        """Return whether an operation handed something else down right: then it was handed so."""
+        places = {operation: i for i, operation in enumerate(self.operations)}
+        for read in self.operations[index].reads:
+            output = self._ends[places[read]].differences[0] if read in places else None
+            if output is not None and output <= tolerance and self._readers(read) == [index]:
+                return True
+        return False
 
     def _innocence(self, index: int) -> tuple[bool, int]:
         """Return what sorts the likely culprits first: those that mix values, then by place."""

@@ -134,7 +134,8 @@ class Watch:
         ends: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._modules = dict(model.named_modules())
-        self._names = [name for name in dict.fromkeys(names) if name in self._modules]
+        known = (n for n in dict.fromkeys(names) if ends.get(n, n) in self._modules)
+        self._names = list(known)
         self._at_input, self._keeps_values, self._late, self._ends = inputs, values, late, ends
         self._waiting: list[tuple[Uses, int, Tensor]] = []  # until the forward pass is over
         self._handles: list[Any] = []
@@ -146,13 +147,12 @@ class Watch:
         """Watch until the exit; what was recorded stays."""
         try:
             for name in self._names:
-                if self._at_input:
+                if self._at_input and name in self._modules:
                     before = self._entering(self._inputs.setdefault(name, Uses(name, True)))
                     self._handles.append(
                         self._modules[name].register_forward_pre_hook(before, with_kwargs=True)
                     )
-                end = self._ends.get(name, name)
-                self.output_of(name, self._modules[end if end in self._modules else name])
+                self.output_of(name, self._modules[self._ends.get(name, name)])
             self._handles.append(self._modules[""].register_forward_hook(self._look_late))
             yield self
         finally:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,11 +56,13 @@ class LRPReference(Reference):
             subject.inputs,
             subject.target,
             subject.additional_forward_args,
+            stabilizer=subject.stabilizer,
             attention=rules.attention,
             merge_batch_norm=rules.merge_batch_norm,
             fixed=rules,
         )
-        if other.dtype != subject.dtype:
+        parameters = (p for p in other.model.parameters() if p.is_floating_point())
+        if other.model is not subject.model and any(p.dtype != subject.dtype for p in parameters):
             other = other.copied(subject.dtype)
         return other.run(tuple(o.name for o in operations))
 
@@ -73,7 +76,8 @@ class CallableReference(Reference):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+        inner = function.func if isinstance(function, partial) else function
+        self.name = getattr(inner, "__name__", type(inner).__name__)
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it.
@@ -86,8 +90,11 @@ class CallableReference(Reference):
         arguments = [subject.model, inputs, subject.target]
         if subject.additional_forward_args is not None:
             arguments.append(subject.additional_forward_args)
-        with torch.enable_grad():
-            result = self.function(*arguments)
+        try:
+            with torch.enable_grad():
+                result = self.function(*arguments)
+        except LRPError as error:
+            raise ReferenceFailedError(f"the reference {self.name} raised: {error}") from error
         layers: Any = {}
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             result, layers = result

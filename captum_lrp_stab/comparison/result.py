@@ -22,12 +22,13 @@ class Comparison:
     - ``"equal"``: within the tolerance;
     - ``"rounding"``: not within it, but the two agree once they are run in float64;
     - ``"known difference"``: the two agree once ``differences`` are removed from a side;
-    - ``"different"``: none of these;
+    - ``"different"``: none of these; ``differences`` are then not all there is;
     - ``"reference not finite"``: the reference has NaN or Inf.
 
-    ``first`` is the first place at which the two part, None where they are equal; ``layers`` has
-    each use of each layer in order of execution. Printing shows a table; :meth:`to_json` gives all
-    but the maps.
+    ``first`` is the first place at which the two part (where they are different, besides
+    ``differences``), None where they are equal or the reference's layers were not seen; ``layers``
+    has each use of each layer in order of execution. Printing shows a table; :meth:`to_json` gives
+    all but the maps.
     """
 
     reference: str

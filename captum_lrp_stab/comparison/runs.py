@@ -2,7 +2,9 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
+from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.known import Trial
 from captum_lrp_stab.comparison.pair import Pair, names_of
 from captum_lrp_stab.comparison.recording import Recording
@@ -18,7 +21,7 @@ from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.sites import Operation
 
-_ROUNDINGS = 30.0
+ROUNDINGS = 30.0
 """What rounding in every layer may add up to, as multiples of one rounding of the inputs."""
 
 Progress = Callable[[str], None]
@@ -46,7 +49,10 @@ class Runs:
 
     def trial(self, reference: Reference) -> Trial:
         """Return the comparison as it was asked for."""
-        return Trial(self.subject, self.subject, reference)
+        theirs = self.subject
+        if isinstance(reference, CaptumReference) and theirs.merge_batch_norm:
+            theirs = replace(theirs, merge_batch_norm=False)  # it knows no merged layers
+        return Trial(self.subject, theirs, reference)
 
     def in_float64(self, reference: Reference) -> "Runs | None":
         """Return the same runs in float64, None if they are or the reference cannot.
@@ -74,10 +80,12 @@ class Runs:
         if self._given is not None or self._is_loose:
             return self
         moved = self.subject.moved()
-        ours, theirs = (self.unwatched(s) for s in (self.subject, moved))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it may move out of a box
+            ours, theirs = (self.unwatched(s) for s in (self.subject, moved))
         sensitivity = relative_difference(ours.relevances, theirs.relevances) or 0.0
         other = copy.copy(self)
-        other.tolerance = max(self.tolerance, _ROUNDINGS * sensitivity)
+        other.tolerance = max(self.tolerance, ROUNDINGS * sensitivity)
         other._is_loose = True
         return other
 
