@@ -1,7 +1,8 @@
 """Every rule and preset against every reference, on real runs: makes docs/parity.md.
 
 Run it as ``python tests/parity.py [network ...] > docs/parity.md``; it takes about an hour on two
-cores. In float64, because that tells a difference of meaning from rounding.
+cores. In float64, because that tells a difference of meaning from rounding; only what is compared
+with float64 is float32.
 """
 
 import sys
@@ -112,7 +113,8 @@ def cell(compared: Comparison) -> str:
     if compared.verdict == "known difference":
         numbers = ", ".join(NUMBERS[difference.name] for difference in compared.differences)
         return f"{size:.0e} ({numbers})"
-    return f"{size:.0e}" if compared.verdict == "equal" else f"**{compared.verdict} {size:.0e}**"
+    word = {"equal": "", "rounding": "*rounding* "}.get(compared.verdict, "**different** ")
+    return f"{word}{size:.0e}"
 
 
 def row(network: tuple, spec: Spec) -> Iterator[str]:
@@ -120,8 +122,9 @@ def row(network: tuple, spec: Spec) -> Iterator[str]:
     model, x, target, low, high = network
     for reference in REFERENCES:
         begun = time.monotonic()
+        dtype = torch.float32 if reference == "float64" else torch.float64
         try:
-            text = cell(compare(model, x, target, spec(low, high), reference))
+            text = cell(compare(model.to(dtype), x.to(dtype), target, spec(low, high), reference))
         except LRPError as error:
             print(f"{reference}: {error}", file=sys.stderr)
             text = f"refused: {type(error.__cause__ or error).__name__}"
@@ -133,8 +136,9 @@ def main(names: list[str]) -> None:
     """Print the page."""
     print(__doc__.splitlines()[0].partition(":")[0], end=".\n\n")
     print(
-        "Made by `python tests/parity.py > docs/parity.md`, in float64. Each cell is the relative "
-        "L2 difference of the relevance of the inputs. A number alone: equal. In brackets: the "
+        "Made by `python tests/parity.py > docs/parity.md`, in float64, and in float32 for what is "
+        "compared with float64. Each cell is the relative L2 difference of the relevance of the "
+        "inputs. A number alone: equal, or *rounding* where it says so. In brackets: the "
         "known differences that explain it, by the list below; once they are removed from one side "
         f"the two agree. Random weights and a {SIDE} px random picture where nothing is said.\n"
     )
