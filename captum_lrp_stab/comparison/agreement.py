@@ -74,13 +74,12 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     samples = _samples(ours)
     a, b = _rows(ours, samples), _rows(reference, samples)
     pixels = _rows(_pixels(ours), samples), _rows(_pixels(reference), samples)
-    centred = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return Agreement(
         float((a - b).abs().max()) if a.numel() else 0.0,
         max(map(_relative, a, b), default=0.0),
         _least(map(_cosine, a, b)),
-        _least(map(_cosine, *centred)),
-        _least(map(_rank_correlation, a, b)),
+        _least(map(_correlation, a, b)),
+        _least(map(_correlation, map(_ranks, a), map(_ranks, b))),
         min(map(_overlap, *pixels), default=None),
         *counts,
     )
@@ -118,7 +117,7 @@ def _samples(tensors: Sequence[Tensor]) -> int:
 
 
 def _rows(tensors: Sequence[Tensor], samples: int) -> Tensor:
-    return torch.cat([t.reshape(samples, -1) for t in tensors], dim=1)
+    return torch.cat([t.reshape(samples, t.numel() // max(samples, 1)) for t in tensors], dim=1)
 
 
 def _pixels(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -141,10 +140,12 @@ def _cosine(a: Tensor, b: Tensor) -> float | None:
     return max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
 
 
-def _rank_correlation(a: Tensor, b: Tensor) -> float | None:
-    """Return Spearman's coefficient: Pearson's, of the ranks."""
-    ranks = _ranks(a), _ranks(b)
-    return _cosine(*(r - r.mean() for r in ranks)) if a.numel() else None
+def _correlation(a: Tensor, b: Tensor) -> float | None:
+    """Return Pearson's coefficient; of ranks it is Spearman's."""
+    if not a.numel() or any(bool((t == t[0]).all()) for t in (a, b)):
+        return None  # the mean is rounded: what is left of a constant would be a direction
+    scaled = (t / t.abs().max() for t in (a, b))
+    return _cosine(*(t - t.mean() for t in scaled))
 
 
 def _ranks(values: Tensor) -> Tensor:

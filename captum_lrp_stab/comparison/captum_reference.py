@@ -17,6 +17,7 @@ from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
 from captum_lrp_stab.comparison.reference import Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import score_of
 from captum_lrp_stab.rules import (
@@ -54,11 +55,17 @@ class CaptumReference(Reference):
         values it computes on the way are those of manipulated weights, and say nothing.
 
         Raises:
-            RuleMapError: Captum has no rule for a leaf module, and nor has this package.
+            RuleMapError: Captum has no rule for a leaf module, and nor has this package; or the
+                model has no children.
         """
         subject = subject.copied()
         model, names = subject.model, [operation.name for operation in operations]
         modules = dict(model.named_modules())
+        if "" in dict(leaf_modules(model)):
+            raise RuleMapError(
+                f"the model is a single {type(model).__name__}, and stock Captum only sees the "
+                "children of a model; wrap it in torch.nn.Sequential"
+            )
         # Captum's module for additions is a leaf to Captum, and an operation in a module to us
         ends = {name: name.removesuffix(".add_0") for name in names}
         ends = {n: m for n, m in ends.items() if isinstance(modules.get(m), Addition_Module)}
@@ -162,5 +169,5 @@ _OWN: dict[type[Rule], Callable[[Any], PropagationRule | None]] = {
     ZPlusRule: _alpha_beta,
     AlphaBetaRule: _alpha_beta,
     PassRule: lambda rule: captum_rules.IdentityRule(),
-    ManipulatedWeightsRule: lambda rule: rule.rule,
+    ManipulatedWeightsRule: lambda rule: copy.copy(rule.rule),
 }

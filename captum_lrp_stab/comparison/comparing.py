@@ -1,8 +1,10 @@
 """``compare``: do two implementations agree, and if not, where do they part, and why."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab import checks, forms
@@ -83,8 +85,8 @@ def compare(
         ('equal', None)
     """
     chosen = references.reference_of(reference)
-    if tolerance is not None and not tolerance >= 0:
-        raise InputError(f"tolerance is {tolerance!r}; give a number >= 0")
+    if tolerance is not None:
+        tolerance = _checked(tolerance)
     if merge_batch_norm is None:
         merge_batch_norm = not isinstance(chosen, CaptumReference)
     subject = Subject(
@@ -100,9 +102,10 @@ def compare(
     )
     checks.check_model(model)
     checks.check_inputs(subject.inputs)
-    runs = Runs(subject, tolerance, progress)
-    trial = runs.trial(chosen)
-    judgement, pair = judge(runs, trial), runs.pair(trial)
+    with torch.inference_mode(False), torch.enable_grad():
+        runs = Runs(subject, tolerance, progress)
+        trial = runs.trial(chosen)
+        judgement, pair = judge(runs, trial), runs.pair(trial)
     return Comparison(
         chosen.name,
         judgement.verdict,
@@ -118,6 +121,16 @@ def compare(
         pair.ours.relevances,
         pair.reference.relevances,
     )
+
+
+def _checked(tolerance: Any) -> float:
+    try:
+        number = float(tolerance)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(tolerance, (str, bytes, bool)) or not number >= 0:
+        raise InputError(f"tolerance is {tolerance!r}; give a number >= 0")
+    return number
 
 
 def _numbers(score: Tensor | None) -> tuple[float, ...] | None:

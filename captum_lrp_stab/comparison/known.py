@@ -175,10 +175,10 @@ def _without_bias(rule: Rule) -> Rule:
 
 
 def _as_captum(model: nn.Module, rule: Rule) -> Rule:
-    own = captums_own(rule)
-    if own is None or isinstance(rule, EpsilonRule):
+    own, module = captums_own(rule), dict(model.named_modules()).get(rule.layer)
+    if own is None or module is None or isinstance(rule, EpsilonRule):
         return rule
-    return translate(own, rule.layer, model.get_submodule(rule.layer))
+    return translate(own, rule.layer, module)
 
 
 def _normalised(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:

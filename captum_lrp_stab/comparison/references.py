@@ -99,14 +99,29 @@ class CallableReference(Reference):
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             result, layers = result
         relevances = result if isinstance(result, tuple) else (result,)
-        for value in (*relevances, *layers.values()):
-            if not isinstance(value, Tensor):
+        device = subject.inputs[0].device
+        for value in relevances:
+            self._check(value)
+        for name, value in layers.items():
+            self._check(value)
+            if value.device != device:
                 raise InputError(
-                    f"the reference {self.name} returned a {type(value).__name__}; it must return "
-                    "the relevance of the inputs, a tensor for each"
+                    f"the reference {self.name} returned relevance of layer '{name}' on "
+                    f"{value.device}; the inputs are on {device}"
                 )
-        outputs = {name: [Use([None], [R.detach()])] for name, R in layers.items()}
-        return Recording(tuple(r.detach() for r in relevances), None, outputs)
+        outputs = {name: [Use([None], [R.detach().clone()])] for name, R in layers.items()}
+        return Recording(tuple(r.detach().clone() for r in relevances), None, outputs)
+
+    def _check(self, value: Any) -> None:
+        what = f"a {type(value).__name__}"
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and value.layout is torch.strided:
+                return
+            what = f"a tensor of {value.dtype} and {value.layout}"
+        raise InputError(
+            f"the reference {self.name} returned {what}; it must return the relevance of the "
+            "inputs, a tensor for each, dense and floating point"
+        )
 
 
 NAMES: dict[str, Callable[[], Reference]] = {

@@ -20,7 +20,7 @@ from captum_lrp_stab.propagation import operations_of, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.translation import Rules, rule_set_of
+from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules, rule_set_of
 
 Form = Callable[..., GradientForm]
 Change = Callable[[Rule], Rule]
@@ -53,6 +53,7 @@ class Subject:
             rules = replace(self.fixed, **options)
         else:
             rules = rule_set_of(self.model, self.rules, **options)
+        rules = replace(rules, named={name: on(r, name) for name, r in rules.named.items()})
         if self.stabilizer is not None:
             rules = changed(rules, with_stabilizer(self.stabilizer))
         for change in self.changes:
@@ -144,13 +145,22 @@ def with_stabilizer(stabilizer: StabilizerLike) -> Change:
     chosen = stabilizers.ensure(stabilizer)
 
     def change(rule: Rule) -> Rule:
-        if "stabilizer" not in rule.parameters():
+        if not isinstance(rule, ManipulatedWeightsRule) and "stabilizer" not in rule.parameters():
             return rule
         other = copy.copy(rule)
         other.stabilizer = chosen
         return other
 
     return change
+
+
+def on(rule: Rule, layer: str) -> Rule:
+    """Return a rule that knows its layer, which one set on a module need not."""
+    if rule.layer == layer:
+        return rule
+    other = copy.copy(rule)
+    other.layer = layer
+    return other
 
 
 def remade(rule: Rule, **parameters: Any) -> Rule:
