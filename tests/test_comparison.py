@@ -128,7 +128,8 @@ def test_presets_are_equal_on_a_residual_network(name, reference) -> None:
     assert_equal(comparison)
     assert {"add_0", "cat_0", "shared", "shared[1]"} <= {row.name for row in comparison.layers}
     assert all(row.output.relative_l2 <= EXACT for row in comparison.layers)
-    assert_different(compare(model, IMAGES, TARGET, PRESETS[name], LRP(model, OTHER)))
+    others = LRP(model, OTHER).attribute(IMAGES, target=TARGET)
+    assert relative_error(comparison.reference_relevances[0], others) > DIFFERENT
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -1370,7 +1371,7 @@ def test_two_calls_give_one_result(reference) -> None:
     model = build(pictured)
     other = LRP(model, OTHER) if reference == "LRP" else reference
     rules = presets.epsilon_gamma_box(LOW, HIGH)
-    texts = {compare(model, IMAGES, TARGET, rules, other).to_json() for _ in range(3)}
+    texts = {compare(model, IMAGES, TARGET, rules, other).to_json() for _ in range(2)}
     assert len(texts) == 1
     fresh = build(pictured)
     if reference != "LRP":

@@ -44,7 +44,7 @@ class Uses(Probe):
         self._place: list[tuple[Use, int]] = []  # from positions to a use and its tensor
 
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
-        """Begin a use of the layer; the values of its inputs are outputs of others, and not kept."""
+        """Begin a use of the layer; values of inputs are outputs of others, and not kept."""
         kept = [None if self.at_input else v.detach().clone() for v in values]
         use = Use(kept, [None] * len(values))
         self.uses.append(use)
