@@ -29,6 +29,7 @@ from captum_lrp_stab import (
     GammaRule,
     LayerLRP,
     ZeroRule,
+    attach_rules,
     compare,
     presets,
     stabilizers,
@@ -619,6 +620,21 @@ def test_rules_of_a_reference_are_as_before() -> None:
     with nothing_changes(other, x):
         comparison = compare(model, x, TARGET, EPSILON, LRP(other))
     assert comparison.verdict == "different"
+
+
+def test_a_stabilizer_given_once_is_not_kept() -> None:
+    """Not by the rules of a reference, nor by those attached to a model."""
+    model, rules = dense(), [(["0", "2"], GammaRule, {"gamma": 0.3})]
+    other = LRP(dense(), rules)
+    before = other.attribute(VECTORS, target=TARGET)
+    with attach_rules(model, rules):
+        comparison = compare(model, VECTORS, TARGET, None, other, stabilizer=0.5)
+        assert comparison.verdict == "equal"
+        attached = LRP(model).attribute(VECTORS, target=TARGET)
+    for after in (attached, other.attribute(VECTORS, target=TARGET)):
+        assert torch.equal(after, before)
+    for relevances in (comparison.relevances, comparison.reference_relevances):
+        assert not torch.allclose(relevances[0], before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -105,7 +105,8 @@ def compare(
     with torch.inference_mode(False), torch.enable_grad():
         runs = Runs(subject, tolerance, progress)
         trial = runs.trial(chosen)
-        judgement, pair = judge(runs, trial), runs.pair(trial)
+        pair = runs.pair(trial)
+        judgement = judge(runs, trial, pair)
     return Comparison(
         chosen.name,
         judgement.verdict,

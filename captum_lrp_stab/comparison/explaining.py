@@ -97,7 +97,7 @@ def _tried(runs: Runs, trial: Trial, found: _Found) -> Iterator[tuple[KnownDiffe
 
 def _reach(runs: Runs, trial: Trial) -> tuple[int, float]:
     """Return how far two sides agree: through the forward pass, then back from the score."""
-    first = runs.pair(trial).divergence(runs.tolerance)
+    first = runs.divergence(trial)
     if first is None:
         return (2, 0.0)
     index = runs.index_of(first.name)
@@ -111,10 +111,10 @@ def doubled_at(runs: Runs, trial: Trial) -> str | None:
 
     That is, if it hands all the relevance of the sum to a summand, as it does to each.
     """
-    pair = runs.pair(trial)
-    first = pair.divergence(runs.tolerance)
+    first = runs.divergence(trial)
     if first is None or first.direction != "backward":
         return None
+    pair = runs.pair(trial)
     for name in first.candidates:
         addition = pair.operations[pair.index_of(name)]
         if addition.kind not in ADDITIONS:

@@ -28,9 +28,9 @@ class Judgement:
     differences: tuple[KnownDifference, ...] = ()
 
 
-def judge(runs: Runs, trial: Trial) -> Judgement:
-    """Return what to make of a trial."""
-    pair, tolerance = runs.pair(trial), runs.tolerance
+def judge(runs: Runs, trial: Trial, pair: Pair) -> Judgement:
+    """Return what to make of a trial, both sides of which are given."""
+    tolerance = runs.tolerance
     overall, name = pair.overall, trial.reference.name
     if overall.reference_nonfinite:
         first = pair.divergence(tolerance)
@@ -71,17 +71,16 @@ def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
 def _explained(runs: Runs, trial: Trial, size: str) -> Judgement:
     """Return the verdict on a difference that float64 does not take away."""
     runs = runs.loosened()
-    pair = runs.pair(trial)
-    if pair.overall.within(runs.tolerance):
+    if runs.error(trial) <= runs.tolerance:
         proof = "float64 too can tell no better at these poles"
-        return _rounding(pair, size, runs.tolerance, proof)
+        return _rounding(runs.pair(trial), size, runs.tolerance, proof)
     between = differences_between(runs, trial)
     found = between.differences
     names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
     if between.is_all:
-        first = pair.divergence(runs.tolerance)
+        first = runs.divergence(trial)
         return Judgement("known difference", f"{names}; {size}{_at(first)}", first, found)
-    first = runs.pair(between.rest).divergence(runs.tolerance)
+    first = runs.divergence(between.rest)
     besides = f"besides {names}; " if found else ""
     return Judgement("different", f"{besides}{size}{_at(first)}", first, found)
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.known import Trial
-from captum_lrp_stab.comparison.pair import Pair, names_of
+from captum_lrp_stab.comparison.pair import Divergence, Pair, names_of
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
@@ -23,6 +24,8 @@ from captum_lrp_stab.sites import Operation
 
 ROUNDINGS = 30.0
 """What rounding in every layer may add up to, as multiples of one rounding of the inputs."""
+
+_MOST_RECORDINGS = 4
 
 Progress = Callable[[str], None]
 
@@ -45,7 +48,8 @@ class Runs:
         usual = usual_tolerance(subject.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
         self._given, self._progress, self._is_loose = tolerance, progress, False
-        self._kept: dict[Any, tuple[Any, Any]] = {}
+        self._small: dict[Any, tuple[Any, Any]] = {}
+        self._recordings: OrderedDict[Any, tuple[Any, Recording]] = OrderedDict()
 
     def trial(self, reference: Reference) -> Trial:
         """Return the comparison as it was asked for."""
@@ -105,8 +109,17 @@ class Runs:
             self._progress("captum-lrp-stab")
             return trial.ours.run(names)
 
-        ours = self._once((id(trial.ours), "watched"), trial, run)
+        ours = self._recorded((id(trial.ours), "ours"), trial, run)
         return Pair(ours, self._reference(trial, ours), operations)
+
+    def divergence(self, trial: Trial) -> Divergence | None:
+        """Return the first place at which the two sides of a trial part."""
+
+        def find() -> Divergence | None:
+            return self.pair(trial).divergence(self.tolerance)
+
+        found: Divergence | None = self._once((*_key(trial), self.tolerance), trial, find)
+        return found
 
     def index_of(self, layer: str) -> int:
         """Return the place of a layer, by its name in a pair, among the operations; -1 for none.
@@ -128,13 +141,18 @@ class Runs:
 
     def error(self, trial: Trial) -> float:
         """Return the relative difference of a trial; infinite where it cannot be run."""
-        try:
-            ours = self.unwatched(trial.ours)
-            theirs = self._reference(trial, ours)
-        except LRPError:
-            return math.inf
-        found = relative_difference(ours.relevances, theirs.relevances)
-        return math.inf if found is None else found
+
+        def find() -> float:
+            try:
+                ours = self.unwatched(trial.ours)
+                theirs = self._reference(trial, ours)
+            except LRPError:
+                return math.inf
+            found = relative_difference(ours.relevances, theirs.relevances)
+            return math.inf if found is None else found
+
+        error: float = self._once((*_key(trial), "error"), trial, find)
+        return error
 
     def _reference(self, trial: Trial, ours: Recording) -> Recording:
         def run() -> Recording:
@@ -142,13 +160,26 @@ class Runs:
             operations = self.operations_of(trial.theirs)
             return references.run(trial.reference, trial.theirs, operations)
 
-        found: Recording = self._once((id(trial.reference), id(trial.theirs)), trial, run)
+        found = self._recorded((id(trial.reference), id(trial.theirs)), trial, run)
         if trial.is_normalised and ours.score is not None:
             return found.scaled(ours.score)
         return found
 
     def _once(self, key: Any, alive: Any, make: Callable[[], Any]) -> Any:
         """Return what was made under a key; what its ids belong to is kept alive."""
-        if key not in self._kept:
-            self._kept[key] = (alive, make())
-        return self._kept[key][1]
+        if key not in self._small:
+            self._small[key] = (alive, make())
+        return self._small[key][1]
+
+    def _recorded(self, key: Any, alive: Any, run: Callable[[], Recording]) -> Recording:
+        """Return a run with its layers, which is large: only the last few are kept."""
+        if key not in self._recordings:
+            while len(self._recordings) >= _MOST_RECORDINGS:
+                self._recordings.popitem(last=False)
+            self._recordings[key] = (alive, run())
+        self._recordings.move_to_end(key)
+        return self._recordings[key][1]
+
+
+def _key(trial: Trial) -> tuple[int, int, int, bool]:
+    return id(trial.ours), id(trial.theirs), id(trial.reference), trial.is_normalised
