@@ -21,9 +21,9 @@ class Agreement:
     """Two maps, compared in float64.
 
     ``relative_l2`` is :math:`|a - b| / |b|`, b being the reference: 0 where both are 0, infinite
-    where only b is. ``cosine``, ``pearson`` and ``spearman`` are None where a map is constant, and
-    so has no direction. ``top_overlap`` is the share of the reference's strongest 1% of pixels
-    (by absolute value, summed over channels) that are among ours.
+    where only b is. ``cosine`` is None where a map is 0, ``pearson`` and ``spearman`` where one is
+    constant. ``top_overlap`` is the share of the reference's strongest 1% of pixels (by absolute
+    value, summed over channels) that are among ours; None where a map is 0.
     """
 
     max_absolute: float | None
@@ -75,12 +75,12 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
     a, b = _rows(ours, samples), _rows(reference, samples)
     pixels = _rows(_pixels(ours), samples), _rows(_pixels(reference), samples)
     return Agreement(
-        float((a - b).abs().max()) if a.numel() else 0.0,
+        _finite(float((a - b).abs().max())) if a.numel() else 0.0,
         max(map(_relative, a, b), default=0.0),
         _least(map(_cosine, a, b)),
         _least(map(_correlation, a, b)),
         _least(map(_correlation, map(_ranks, a), map(_ranks, b))),
-        min(map(_overlap, *pixels), default=None),
+        _least(map(_overlap, *pixels)),
         *counts,
     )
 
@@ -155,9 +155,9 @@ def _ranks(values: Tensor) -> Tensor:
     return ranks
 
 
-def _overlap(a: Tensor, b: Tensor) -> float:
-    if not a.numel():
-        return 1.0
+def _overlap(a: Tensor, b: Tensor) -> float | None:
+    if not a.numel() or not float(a.abs().max()) or not float(b.abs().max()):
+        return None
     count = max(1, math.ceil(TOP * a.numel()))
     tops = (set(t.abs().topk(count).indices.tolist()) for t in (a, b))
     return len(set.intersection(*tops)) / count

@@ -23,6 +23,7 @@ from captum_lrp_stab.comparison.subject import Change, Subject, remade, with_sta
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.kernel import Group
+from captum_lrp_stab.modified_forward import ModifiedForward
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import Additive, RootMeanSquare, Signed
@@ -232,7 +233,8 @@ def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Iterator[Tr
 
 def _without_stabilizers(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
     """Take the stabilizers from both sides, where they are what makes the forward pass another."""
-    if isinstance(trial.reference, ModifiedForwardReference):
+    rewritten = isinstance(trial.reference, ModifiedForwardReference)
+    if rewritten or trial.ours.form is ModifiedForward:
         ours, theirs = (side.changing(_bare) for side in (trial.ours, trial.theirs))
         yield replace(trial, ours=ours, theirs=theirs)
 

@@ -59,17 +59,13 @@ class Runs:
         return Trial(self.subject, theirs, reference)
 
     def in_float64(self, reference: Reference) -> "Runs | None":
-        """Return the same runs in float64, None if they are or the reference cannot.
-
-        Raises:
-            ModelError: The model cannot be copied.
-        """
+        """Return the same runs in float64, None if they are already, or cannot be."""
         if self.subject.dtype == torch.float64:
             return None
         # float64 tells a difference of meaning from rounding; a wider tolerance does not help that
         given = None if self._given is None else min(self._given, self.tolerance)
-        runs = Runs(self.subject.copied(torch.float64), given, self._progress)
         try:
+            runs = Runs(self.subject.copied(torch.float64), given, self._progress)
             finite = runs.pair(runs.trial(reference)).overall.is_finite
         except LRPError:
             return None

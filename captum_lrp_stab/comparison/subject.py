@@ -18,9 +18,10 @@ from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped
 from captum_lrp_stab.propagation import operations_of, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.rules import PassRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules, rule_set_of
+from captum_lrp_stab.translation import Rules, rule_set_of
 
 Form = Callable[..., GradientForm]
 Change = Callable[[Rule], Rule]
@@ -141,11 +142,11 @@ class Subject:
 
 
 def with_stabilizer(stabilizer: StabilizerLike) -> Change:
-    """Return a change that gives a rule another stabilizer, if it takes one."""
+    """Return a change that gives a rule another stabilizer; ``PassRule`` has none."""
     chosen = stabilizers.ensure(stabilizer)
 
     def change(rule: Rule) -> Rule:
-        if not isinstance(rule, ManipulatedWeightsRule) and "stabilizer" not in rule.parameters():
+        if isinstance(rule, PassRule):
             return rule
         other = copy.copy(rule)
         other.stabilizer = chosen
