@@ -46,7 +46,8 @@ def assert_agrees(
         The comparison.
 
     Raises:
-        AssertionError: The two differ; the message names the first layer at which they part.
+        AssertionError: The two differ, and the message names the first layer at which they part; or
+            all relevance is 0.
         InputError: No known difference has a name that ``known`` has.
     """
     names = {difference.name for difference in KNOWN}
@@ -56,6 +57,8 @@ def assert_agrees(
             f"no known difference is called {unknown[0]!r}; they are: {', '.join(sorted(names))}"
         )
     done = compare(model, inputs, target, rules, reference, **options)
+    if not any(bool(r.any()) for r in (*done.relevances, *done.reference_relevances)):
+        raise AssertionError("all relevance is 0 on both sides: there is nothing to compare")
     if done.verdict in ("equal", "rounding"):
         return done
     if done.verdict == "known difference" and {d.name for d in done.differences} <= set(known):

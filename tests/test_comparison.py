@@ -43,6 +43,7 @@ from captum_lrp_stab import (
 )
 from captum_lrp_stab.comparison import Comparison
 from captum_lrp_stab.comparison.agreement import tolerance
+from captum_lrp_stab.errors import InputError
 
 TARGET = 1
 EXACT = 1e-12  # the usual tolerance in float64 is 2.3e-11
@@ -546,14 +547,18 @@ def test_rows_against_a_function_that_tells_of_layers() -> None:
     assert_rows(comparison, by_us(model, IMAGES, PRESETS["epsilon"], EVERY), theirs, same(EVERY))
 
 
-def test_layers_of_another_shape_are_not_compared() -> None:
-    def of_another_layer(model: nn.Module, x: Tensor, target: int) -> Any:
-        return by_gradient(model, x, target), {"0": torch.ones(3, 5), "2": torch.ones(3, 7)}
+def test_layers_of_another_shape_or_name_are_refused() -> None:
+    def told(layers: dict[str, Tensor]) -> Any:
+        def function(model: nn.Module, x: Tensor, target: int) -> Any:
+            return by_gradient(model, x, target), layers
 
-    comparison = compare(build(dense), VECTORS, TARGET, presets.zero(), of_another_layer)
-    outputs = {layer.name: layer.output for layer in comparison.layers}
-    assert outputs["0"] is None
-    assert outputs["2"].reference_total == 21.0
+        return compare(build(dense), VECTORS, TARGET, presets.zero(), function)
+
+    assert told({"2": torch.ones(3, 7)}).layers[2].output.reference_total == 21.0
+    with pytest.raises(InputError, match=r"layer '0' of shape \(3, 5\)"):
+        told({"0": torch.ones(3, 5)})
+    with pytest.raises(InputError, match="layer 'conv1x', but the pass ran no such layer"):
+        told({"conv1x": torch.ones(3, 5)})
 
 
 # Networks -----------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ RETURNED: dict[str, tuple[Any, str]] = {
     "layer with a list": ((torch.ones(3, 6), {"0": [torch.ones(3, 5)]}), "returned a list"),
     "layer on another device": (
         (torch.ones(3, 6), {"0": torch.ones(3, 5, device="meta")}),
-        "returned relevance of layer '0' on meta; the inputs are on cpu",
+        "returned relevance of layer '0' of shape .* on meta; .*, on cpu",
     ),
     "sparse": (torch.ones(3, 6).to_sparse(), "returned a tensor of .*float32 and .*sparse_coo; "),
     "complex": (torch.ones(3, 6, dtype=torch.complex64), "returned a tensor of torch.complex64"),
@@ -397,7 +397,7 @@ def test_a_batch_of_no_samples_is_no_mistake(reference) -> None:
     assert comparison.relevances[0].shape == (0, 6)
 
 
-@pytest.mark.parametrize("value", [0.0, math.inf, 1, torch.tensor(1e-3)], ids=repr)
+@pytest.mark.parametrize("value", [0.0, 1, torch.tensor(1e-3)], ids=repr)
 def test_every_other_tolerance_is_one(value) -> None:
     assert asked("float64", tolerance=value).verdict == "equal"
 

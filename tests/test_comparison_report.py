@@ -39,8 +39,8 @@ def broken(model: nn.Module, inputs: Tensor, target: int) -> Tensor:
 
 def test_json_and_picture(ready: Prepared, tmp_path: Path) -> None:
     done = against(ready, gamma_first(ready))
-    subject = report.Subject(ready, "noise", "epsilon", "gradient", None, ())
-    written = report.write(done, subject, tmp_path / "new" / "folder")
+    about = report.About(ready, "noise", "epsilon", "gradient", None, ())
+    written = report.write(done, about, tmp_path / "new" / "folder")
     assert [path.name for path in written] == ["comparison.json", "comparison.png"]
     content = json.loads(written[0].read_text())
     assert (content["verdict"], content["first"]["name"]) == ("different", "0")
@@ -51,9 +51,9 @@ def test_json_and_picture(ready: Prepared, tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_written_to(ready: Prepared, tmp_path: Path) -> None:
     (tmp_path / "comparison.json").mkdir()
-    subject = report.Subject(ready, "noise", "epsilon", "gradient", None, ())
+    about = report.About(ready, "noise", "epsilon", "gradient", None, ())
     with pytest.raises(ReportError, match="--out"):
-        report.write(against(ready, "float64"), subject, tmp_path)
+        report.write(against(ready, "float64"), about, tmp_path)
 
 
 def texts(done: Comparison, ready: Prepared) -> str:
@@ -141,3 +141,14 @@ def test_agreement_is_asserted() -> None:
 def test_unknown_known_difference() -> None:
     with pytest.raises(InputError, match=r"'gamma bias'; they are: .*gamma's bias"):
         assert_agrees(build(cnn), torch.rand(1, 3, 8, 8).double(), 1, known=["gamma bias"])
+
+
+def test_agreement_of_nothing_is_none() -> None:
+    model = build(cnn)
+    nn.init.zeros_(model[6].weight)
+    nn.init.zeros_(model[6].bias)
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    done = compare(model, x, 1, presets.epsilon())
+    assert (done.verdict, done.explanation[:10]) == ("equal", "both sides")
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        assert_agrees(model, x, 1, presets.epsilon())

@@ -92,8 +92,19 @@ def progress(steps: int | None) -> Iterator[Callable[[str], None]]:
         shown.update(task, description="done", total=steps or begun, completed=steps or begun)
 
 
+_NARROWEST = 72
+
+
+def console() -> Console:
+    """Return where results are shown: plain, and never so narrow that numbers would be cut."""
+    shown = Console(highlight=False, emoji=False)
+    if shown.width < _NARROWEST:
+        shown.width = _NARROWEST
+    return shown
+
+
 def print_table(
-    console: Console,
+    shown: Console,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     words: Sequence[str],
@@ -103,7 +114,7 @@ def print_table(
     """Print a table, with the columns of words to the left and the bad rows in red.
 
     Args:
-        console: Where to.
+        shown: Where to.
         header: The names of the columns.
         rows: Text.
         words: The columns that hold words.
@@ -117,4 +128,4 @@ def print_table(
         table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=keep)
     for row in rows:
         table.add_row(*row, style="red" if is_bad(row) else None)
-    console.print(table)
+    shown.print(table)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from captum_lrp_stab import choices, comparison, forms, zoo
 from captum_lrp_stab.cli import common
@@ -91,18 +90,18 @@ def compare(
                 progress=step,
             )
         said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-        subject = report.Subject(ready, title, rules, form, stabilizer, said)
-        paths = report.write(compared, subject, out)
-    _show(compared, subject)
+        about = report.About(ready, title, rules, form, stabilizer, said)
+        paths = report.write(compared, about, out)
+    _show(compared, about)
     print(f"written: {', '.join(map(str, paths))}")
     if compared.verdict == "different":
         raise typer.Exit(1)
 
 
-def _show(compared: Comparison, subject: report.Subject) -> None:
+def _show(compared: Comparison, about: report.About) -> None:
     """Print the table, and the verdict below it, where it is seen."""
-    console = Console(highlight=False, emoji=False)
-    console.print(subject.sentence(compared), markup=False)
+    console = common.console()
+    console.print(about.sentence(compared), markup=False)
     header, rows = compared.table(every=False)
     shown = [
         [cell for name, cell in zip(header, row, strict=True) if name in _SHOWN] for row in rows
@@ -112,6 +111,6 @@ def _show(compared: Comparison, subject: report.Subject) -> None:
     common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == first, unbroken=True)
     console.print(f"\n{report.LEGEND}", style="dim")
     console.print(f"\n[bold]{compared.verdict}[/bold]")
-    warned = (f"- warning: {warning}" for warning in subject.warnings)
+    warned = (f"- warning: {warning}" for warning in about.warnings)
     for line in (compared.explanation, *compared.notes(), *warned):
         console.print(line, markup=False)

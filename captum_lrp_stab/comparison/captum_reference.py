@@ -4,12 +4,14 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from captum._utils.common import _format_additional_forward_args
 from captum.attr import LRP as StockLRP
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
 from captum.attr._utils import lrp_rules as captum_rules
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_stab import types
 from captum_lrp_stab.attachment import AttachedRules, default_rule
@@ -77,19 +79,27 @@ class CaptumReference(Reference):
         late = set(plain) - rules.keys()
         watch = Watch(model, names, inputs=False, values=False, late=late, ends=ends)
         inputs = tuple(x.requires_grad_() for x in subject.inputs)
-        with watch.active():
-            relevances = StockLRP(model).attribute(
-                inputs, subject.target, subject.additional_forward_args
-            )
+        stock = StockLRP(model)
         score = score_of(subject.forward(inputs), subject.target).detach()
-        seen = watch.recording((), score)
+        relevances: tuple[Tensor, ...] = ()
+
+        def gradients(forward: Any, xs: Any, target: Any = None, extra: Any = None) -> Any:
+            """Start from the score: Captum starts from 1, and multiplies at the very end."""
+            nonlocal relevances
+            with torch.enable_grad():
+                arguments = _format_additional_forward_args(extra) or ()
+                found = score_of(forward(*xs, *arguments), target)
+                relevances = torch.autograd.grad(found, xs, score)
+            return relevances
+
+        stock.gradient_func = gradients
+        with watch.active():
+            stock.attribute(inputs, subject.target, subject.additional_forward_args)
+        seen = watch.recording(tuple(r.detach() for r in relevances), score)
         for name in names:
             rule = rules.get(ends.get(name, name))
             if isinstance(rule, Rule):
                 self._note(seen, name, rule)
-        # the seed of Captum's backward pass is 1; it multiplies by the score at the very end
-        seen = seen.scaled(score)
-        seen.relevances = tuple(r.detach() for r in relevances)
         return seen
 
     def _note(self, seen: Recording, name: str, rule: PropagationRule) -> None:

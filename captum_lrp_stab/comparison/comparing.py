@@ -129,8 +129,8 @@ def _checked(tolerance: Any) -> float:
         number = float(tolerance)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(tolerance, (str, bytes, bool)) or not number >= 0:
-        raise InputError(f"tolerance is {tolerance!r}; give a number >= 0")
+    if isinstance(tolerance, (str, bytes, bool)) or not 0 <= number < math.inf:
+        raise InputError(f"tolerance is {tolerance!r}; give a number >= 0, and finite")
     return number
 
 

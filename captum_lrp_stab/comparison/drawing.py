@@ -120,7 +120,7 @@ def _show_layers(ax: Axes, compared: Comparison) -> None:
     lost = np.array([v is None for v in values])
     for word, colour, chosen in (
         ("within the tolerance", "#1b7837", within),
-        ("beyond it", "#b2182b", ~within & ~lost),
+        ("beyond the tolerance", "#b2182b", ~within & ~lost),
         ("not finite", "#762a83", lost),
     ):
         if chosen.any():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import relative_difference
@@ -19,7 +20,9 @@ from captum_lrp_stab.comparison.known import (
     KnownDifference,
     Trial,
 )
+from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.runs import Runs
+from captum_lrp_stab.sites import Operation
 
 _Found = tuple[KnownDifference, ...]
 
@@ -117,18 +120,31 @@ def doubled_at(runs: Runs, trial: Trial) -> str | None:
     pair = runs.pair(trial)
     for name in first.candidates:
         addition = pair.operations[pair.index_of(name)]
-        if addition.kind not in ADDITIONS:
-            continue
         sums = pair.ours.outputs.get(addition.name)
-        summands = [pair.reference.outputs.get(o.name) for o in addition.reads]
-        handed = [uses[0].relevance for uses in summands if uses]
-        if sums and any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
+        if addition.kind not in ADDITIONS or len(addition.reads) < 2 or not sums:
+            continue
+        handed = (_handed(pair, summand) for summand in addition.reads)
+        if any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
             return name
     return None
 
 
-def _same(one: list[Tensor] | None, other: list[Tensor] | None, tolerance: float) -> bool:
-    if one is None or other is None or [t.shape for t in one] != [t.shape for t in other]:
+def _handed(pair: Pair, operation: Operation) -> list[Tensor] | None:
+    """Return the reference's relevance of a result, or of what only passed on its way to it."""
+    uses = pair.reference.outputs.get(operation.name)
+    if uses:
+        return uses[0].relevance
+    if operation.treatment in ("moved", "passed") and len(operation.reads) == 1:
+        return _handed(pair, operation.reads[0])
+    return None
+
+
+def _same(handed: list[Tensor] | None, sums: list[Tensor] | None, tolerance: float) -> bool:
+    """Return whether all the relevance of a sum was handed down, where any was (not so by ReLU)."""
+    if handed is None or sums is None or [t.shape for t in handed] != [t.shape for t in sums]:
         return False
-    difference = relative_difference(one, other)
+    if not any(bool(t.any()) for t in handed):
+        return False
+    expected = [torch.where(h != 0, s, 0.0) for h, s in zip(handed, sums, strict=True)]
+    difference = relative_difference(handed, expected)
     return difference is not None and difference <= tolerance

@@ -8,7 +8,6 @@ import torch
 from captum_lrp_stab.comparison.explaining import differences_between
 from captum_lrp_stab.comparison.known import KnownDifference, Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
-from captum_lrp_stab.comparison.references import Float64Reference
 from captum_lrp_stab.comparison.runs import ROUNDINGS, Runs
 
 _PLAIN = 1e-3
@@ -44,22 +43,24 @@ def judge(runs: Runs, trial: Trial, pair: Pair) -> Judgement:
     assert overall.relative_l2 is not None  # both sides are finite
     size = f"relative difference {overall.relative_l2:.2g}"
     if overall.within(tolerance):
+        if not any(bool(r.any()) for r in (*pair.ours.relevances, *pair.reference.relevances)):
+            return Judgement("equal", "both sides are 0 everywhere: nothing was compared")
         inside = pair.divergence(max(tolerance, _PLAIN))
         cancels = "" if inside is None else f", but what differs inside cancels out{_at(inside)}"
         return Judgement("equal", f"{size}, within {tolerance:.2g}{cancels}", inside)
     exact = runs.in_float64(trial.reference)
     if exact is None:
-        if isinstance(trial.reference, Float64Reference):
-            return _rounding(pair, size, tolerance, "the same run in float64")
-        return _explained(runs, trial, size)
+        if runs.subject.dtype != torch.float64:
+            size += " (the reference does not run in float64, so rounding is not ruled out)"
+        return _explained(runs, trial, pair, size)
     other = exact.trial(trial.reference)
     error = exact.error(other)
     units = [torch.finfo(runs_.subject.dtype).eps for runs_ in (runs, exact)]
     # rounding shrinks with the unit roundoff, a difference of meaning does not
     shrunk = ROUNDINGS * overall.relative_l2 * units[1] / units[0]
-    if isinstance(trial.reference, Float64Reference) or error <= max(exact.tolerance, shrunk):
+    if error <= max(exact.tolerance, min(shrunk, tolerance)):
         return _rounding(pair, size, tolerance, f"in float64 it is {error:.2g}")
-    return _explained(exact, other, f"{size}, {error:.2g} in float64")
+    return _explained(exact, other, None, f"{size}, {error:.2g} in float64")
 
 
 def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
@@ -68,18 +69,20 @@ def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
     return Judgement("rounding", f"{text} small denominators amplify{_at(first)}", first)
 
 
-def _explained(runs: Runs, trial: Trial, size: str) -> Judgement:
+def _explained(runs: Runs, trial: Trial, pair: Pair | None, size: str) -> Judgement:
     """Return the verdict on a difference that float64 does not take away."""
+    usual = runs.tolerance
     runs = runs.loosened()
     if runs.error(trial) <= runs.tolerance:
-        proof = "float64 too can tell no better at these poles"
-        return _rounding(runs.pair(trial), size, runs.tolerance, proof)
+        proof = "the inputs moved by a unit roundoff make as large a one"
+        return _rounding(pair or runs.pair(trial), size, usual, proof)
     between = differences_between(runs, trial)
     found = between.differences
     names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
     if between.is_all:
         first = runs.divergence(trial)
-        return Judgement("known difference", f"{names}; {size}{_at(first)}", first, found)
+        below = "; below the addition nothing is comparable" if found[-1].where else ""
+        return Judgement("known difference", f"{names}; {size}{_at(first)}{below}", first, found)
     first = runs.divergence(between.rest)
     besides = f"besides {names}; " if found else ""
     return Judgement("different", f"{besides}{size}{_at(first)}", first, found)

@@ -184,11 +184,15 @@ class Pair:
                 return True
         return False
 
-    def _innocence(self, index: int) -> tuple[bool, int]:
-        """Return what sorts the likely culprits first: those that mix values, then by place."""
+    def _innocence(self, index: int) -> tuple[bool, bool, int]:
+        """Return what sorts the likely culprits first: what mixes values, then functional calls.
+
+        A reference that sees modules is blind to functional calls.
+        """
         operation = self.operations[index]
         mixes = operation.rule is not None or operation.treatment not in ("moved", "passed")
-        return (not mixes, -index)
+        call = operation.name.rpartition(".")[2].startswith(f"{operation.kind}_")
+        return (not mixes, not call or self._ends[index].output is not None, -index)
 
     def index_of(self, name: str) -> int:
         """Return the place of a name in ``layers``, -1 for none of these."""

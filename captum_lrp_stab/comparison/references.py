@@ -102,12 +102,19 @@ class CallableReference(Reference):
         device = subject.inputs[0].device
         for value in relevances:
             self._check(value)
+        shapes = {operation.name: operation.shape for operation in operations}
         for name, value in layers.items():
             self._check(value)
-            if value.device != device:
+            if name not in shapes:
                 raise InputError(
-                    f"the reference {self.name} returned relevance of layer '{name}' on "
-                    f"{value.device}; the inputs are on {device}"
+                    f"the reference {self.name} returned relevance of layer {name!r}, but the pass "
+                    f"ran no such layer; it ran {', '.join(shapes)}"
+                )
+            if value.device != device or tuple(value.shape) != shapes[name]:
+                raise InputError(
+                    f"the reference {self.name} returned relevance of layer '{name}' of shape "
+                    f"{tuple(value.shape)} on {value.device}; its output has the shape "
+                    f"{shapes[name]}, on {device}"
                 )
         outputs = {name: [Use([None], [R.detach().clone()])] for name, R in layers.items()}
         return Recording(tuple(r.detach().clone() for r in relevances), None, outputs)

@@ -23,7 +23,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class About:
     """What a comparison is about."""
 
     ready: Prepared
@@ -60,7 +60,7 @@ class Subject:
         }
 
 
-def write(compared: Comparison, subject: Subject, folder: Path) -> list[Path]:
+def write(compared: Comparison, about: About, folder: Path) -> list[Path]:
     """Write both files and return their paths.
 
     Raises:
@@ -73,10 +73,10 @@ def write(compared: Comparison, subject: Subject, folder: Path) -> list[Path]:
         "captum": captum.__version__,
         "torch": torch.__version__,
     }
-    content = {**subject.facts(), **compared.facts(), "versions": versions}
+    content = {**about.facts(), **compared.facts(), "versions": versions}
     try:
         paths[0].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
-        drawing.draw(compared, subject.ready.picture, subject.sentence(compared)).savefig(paths[1])
+        drawing.draw(compared, about.ready.picture, about.sentence(compared)).savefig(paths[1])
     except OSError as error:
         raise ReportError(
             f"cannot write the report into {folder}: {error}; give another folder with --out"

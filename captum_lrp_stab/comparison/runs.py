@@ -25,6 +25,9 @@ from captum_lrp_stab.sites import Operation
 ROUNDINGS = 30.0
 """What rounding in every layer may add up to, as multiples of one rounding of the inputs."""
 
+_MOST_ROUNDING = 1e-4
+"""A larger difference is never taken for rounding where float64 does not show that it is."""
+
 _MOST_RECORDINGS = 4
 
 Progress = Callable[[str], None]
@@ -62,10 +65,8 @@ class Runs:
         """Return the same runs in float64, None if they are already, or cannot be."""
         if self.subject.dtype == torch.float64:
             return None
-        # float64 tells a difference of meaning from rounding; a wider tolerance does not help that
-        given = None if self._given is None else min(self._given, self.tolerance)
         try:
-            runs = Runs(self.subject.copied(torch.float64), given, self._progress)
+            runs = Runs(self.subject.copied(torch.float64), self._given, self._progress)
             finite = runs.pair(runs.trial(reference)).overall.is_finite
         except LRPError:
             return None
@@ -85,7 +86,7 @@ class Runs:
             ours, theirs = (self.unwatched(s) for s in (self.subject, moved))
         sensitivity = relative_difference(ours.relevances, theirs.relevances) or 0.0
         other = copy.copy(self)
-        other.tolerance = max(self.tolerance, ROUNDINGS * sensitivity)
+        other.tolerance = max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
         other._is_loose = True
         return other
 

@@ -1,7 +1,6 @@
 """What is compared: one model, its inputs and rules, and this package's own run of them."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,14 +100,12 @@ class Subject:
         return replace(self, changes=(*self.changes, *changes))
 
     def moved(self) -> "Subject":
-        """Return the subject with each input value moved by a unit roundoff, up or down."""
+        """Return the subject with each input value moved by a unit roundoff, towards 0.
 
-        def move(x: Tensor) -> Tensor:
-            generator = torch.Generator(x.device).manual_seed(0)
-            up = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
-            return torch.nextafter(x, torch.where(up, math.inf, -math.inf).to(x))
-
-        return replace(self, inputs=tuple(move(x.detach()) for x in self.inputs))
+        Equal values stay equal: maxima that are tied would otherwise change places.
+        """
+        moved = tuple(torch.nextafter(x.detach(), torch.zeros_like(x)) for x in self.inputs)
+        return replace(self, inputs=moved)
 
     def copied(self, dtype: torch.dtype | None = None) -> "Subject":
         """Return the subject with copies of the model and the inputs, in another dtype if given.
@@ -136,9 +133,13 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The coarsest dtype of the inputs and the floating parameters."""
+        """The coarsest dtype of the inputs, the floating parameters and an active autocast."""
         parameters = (p for p in self.model.parameters() if p.is_floating_point())
-        return max({t.dtype for t in (*self.inputs, *parameters)}, key=lambda d: torch.finfo(d).eps)
+        dtypes = {t.dtype for t in (*self.inputs, *parameters)}
+        device = self.inputs[0].device.type
+        if torch.is_autocast_enabled(device) and dtypes != {torch.float64}:  # which it leaves alone
+            dtypes.add(torch.get_autocast_dtype(device))
+        return max(dtypes, key=lambda d: torch.finfo(d).eps)
 
 
 def with_stabilizer(stabilizer: StabilizerLike) -> Change:
