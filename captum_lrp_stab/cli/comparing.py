@@ -11,6 +11,7 @@ from captum_lrp_stab.cli import common
 from captum_lrp_stab.comparison import Comparison, report
 from captum_lrp_stab.comparison.references import NAMES, reference_of
 from captum_lrp_stab.prepared import prepare
+from captum_lrp_stab.report import make_folder
 
 _WORDS = ("layer", "rule")
 _SHOWN = (*_WORDS, "rel. L2", "cosine", "top 1%", "sum", "reference")
@@ -71,7 +72,7 @@ def compare(
         forms.form_of(form)
         choices.dtype_of(dtype)
         picture, title = common.picture_of(image)
-        report.make_folder(out)
+        make_folder(out)  # or fail now, not after minutes of work
         classifier = common.load(model, weights, seed)
         ready = prepare(classifier, picture, dtype, target)
         with common.progress(None) as step, warnings.catch_warnings(record=True) as caught:

@@ -13,7 +13,7 @@ from captum_lrp_stab.comparison import drawing
 from captum_lrp_stab.comparison.result import Comparison
 from captum_lrp_stab.errors import ReportError
 from captum_lrp_stab.prepared import Prepared
-from captum_lrp_stab.report import make_folder as make_folder
+from captum_lrp_stab.report import make_folder
 
 LEGEND = (
     "Each row compares the relevance of a layer's output on both sides; rel. L2 is |a - b| / |b|, "
