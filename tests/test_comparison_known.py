@@ -135,6 +135,7 @@ def rules(names: tuple[str, ...], rule: type, **parameters: Any) -> list[Any]:
 
 GAMMA = "gamma's bias"
 SIGN = "signed against unsigned epsilon"
+SIGN_OF_STABILIZER = "signed against unsigned stabilizer"
 SCORE = "normalised output"
 MEAN = "batch-wide quadratic mean"
 BIAS = "bias share"
@@ -179,7 +180,7 @@ def sign_of_epsilon() -> Case:
 
 def sign_of_stabilizer() -> Case:
     unsigned = rules(STACK, GammaRule, stabilizer=Additive(0.1))
-    return lrp_case((SIGN,), rules(STACK, GammaRule, stabilizer=0.1), (unsigned, ()))
+    return lrp_case((SIGN_OF_STABILIZER,), rules(STACK, GammaRule, stabilizer=0.1), (unsigned, ()))
 
 
 def mean_of_batch() -> Case:
@@ -196,7 +197,13 @@ def gamma_and_sign() -> Case:
     gamma = rules(STACK, GammaRule, stabilizer=0.1, bias="captum")
     sign = rules(STACK, GammaRule, stabilizer=Additive(0.1))
     ours = rules(STACK, GammaRule, stabilizer=0.1)
-    return lrp_case((GAMMA, SIGN), ours, (both, ()), (gamma, (GAMMA,)), (sign, (SIGN,)))
+    return lrp_case(
+        (GAMMA, SIGN_OF_STABILIZER),
+        ours,
+        (both, ()),
+        (gamma, (GAMMA,)),
+        (sign, (SIGN_OF_STABILIZER,)),
+    )
 
 
 def signed(z: Tensor, epsilon: float) -> Tensor:
@@ -527,7 +534,9 @@ def test_three_differences_at_once_are_all_named() -> None:
     model, given = build(normed, 1), rules(CONVOLUTIONS, GammaRule, stabilizer=0.1)
     theirs = rules(CONVOLUTIONS, GammaRule, stabilizer=Additive(0.1), bias="captum")
     reference = LRP(model, theirs, merge_batch_norm=False)
-    assert_known(compare(model, IMAGES, TARGET, given, reference), (GAMMA, SIGN, APART))
+    assert_known(
+        compare(model, IMAGES, TARGET, given, reference), (GAMMA, SIGN_OF_STABILIZER, APART)
+    )
 
 
 # Networks and oracles ---------------------------------------------------------------------------

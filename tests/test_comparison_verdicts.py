@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from networks import build
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, EpsilonRule, compare, presets
+from captum_lrp_stab import LRP, EpsilonRule, GammaRule, compare, presets
 from captum_lrp_stab.comparison import runs
 
 EPSILON = presets.epsilon(1e-3)  # an epsilon that float16 has too
@@ -191,3 +191,27 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare(model, x, 1, EPSILON, noise).verdict == "different"
     assert len(kept) > max(kept)
     assert max(kept) <= runs._MOST_RECORDINGS
+
+
+def test_three_differences_to_a_reference_whose_layers_are_not_seen() -> None:
+    model = build(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    x = drawn(16, 6).double()
+    with torch.no_grad():  # scores of either sign, or that of epsilon would make no difference
+        model[2].bias -= model(x).mean(0)
+    rules = [(["0"], GammaRule, {"gamma": 0.5}), (["2"], EpsilonRule, {"epsilon": 0.1})]
+    others = [
+        (["0"], GammaRule, {"gamma": 0.5, "bias": "captum"}),
+        (["2"], EpsilonRule, {"epsilon": 0.1, "signed": False}),
+    ]
+
+    def other(model: nn.Module, x: Tensor, target: int) -> Tensor:
+        return LRP(model, others).attribute(x, target) / model(x)[:, target, None].detach()
+
+    done = compare(model, x, 1, rules, other)
+    assert {d.name for d in done.differences} == {
+        "gamma's bias",
+        "signed against unsigned epsilon",
+        "normalised output",
+    }
+    assert done.verdict == "known difference"
+    assert compare(model, x, 1, rules, noise).verdict == "different"

@@ -80,10 +80,16 @@ def _without(runs: Runs, trial: Trial, differences: _Found) -> Trial:
 
 def _needed(runs: Runs, trial: Trial, found: _Found) -> _Found:
     """Return the differences without those that others make up for."""
-    reach = _reach(runs, _without(runs, trial, found))
+    whole = _without(runs, trial, found)
+    agree = runs.error(whole) <= runs.tolerance
     for difference in found[:-1]:
         fewer = tuple(other for other in found if other is not difference)
-        if _reach(runs, _without(runs, trial, fewer)) >= reach:
+        without = _without(runs, trial, fewer)
+        if (
+            runs.error(without) <= runs.tolerance
+            if agree
+            else (_reach(runs, without) >= _reach(runs, whole))
+        ):
             found = fewer
     return found
 

@@ -96,6 +96,11 @@ MODIFIED_FORWARD = KnownDifference(
     "the form that rewrites the forward pass computes s(z) in the place of z, so that a stabilizer "
     "changes the values of every layer above",
 )
+SIGNED_STABILIZER = KnownDifference(
+    "signed against unsigned stabilizer",
+    "the same as with epsilon, in the stabilizer of another rule: Signed on one side, Additive on "
+    "the other",
+)
 KNOWN = tuple(value for value in list(vars().values()) if isinstance(value, KnownDifference))
 """All of them."""
 
@@ -140,6 +145,10 @@ def _other_gamma_bias(rule: Rule) -> Rule:
 def _other_epsilon_sign(rule: Rule) -> Rule:
     if type(rule) is EpsilonRule and rule.epsilon:
         return remade(rule, signed=not rule.signed)
+    return rule
+
+
+def _other_stabilizer_sign(rule: Rule) -> Rule:
     stabilizer = rule.stabilizer
     if isinstance(stabilizer, Signed) and not stabilizer.relative:
         return with_stabilizer(Additive(stabilizer.epsilon))(rule)
@@ -251,6 +260,7 @@ REMOVALS: dict[KnownDifference, Removal] = {
     MERGED_EPSILON: _exactly_merged,
     GAMMA_BIAS: _by_rule(_other_gamma_bias),
     SIGNED_EPSILON: _by_rule(_other_epsilon_sign),
+    SIGNED_STABILIZER: _by_rule(_other_stabilizer_sign),
     QUADRATIC_MEAN: _by_rule(_other_quadratic_mean),
     UNMERGED_BATCH_NORM: _unmerged,
     ADDITION_STABILIZER: _stabilized_additions,
