@@ -58,14 +58,17 @@ def differences_between(runs: Runs, trial: Trial) -> Between:
         best = max(range(len(tried)), key=reached.__getitem__, default=None)
         if best is None or not reached[best] > here:
             useful = [one for one, reach in zip(tried, reached, strict=True) if reach >= here]
-            for two in combinations([difference for difference, _ in useful], 2):
-                other = _without(runs, trial, (*found, *two))
-                if runs.error(other) <= runs.tolerance:
-                    return Between((*found, *two), True, other)
+            watched = runs.pair(current).was_watched
+            # unseen layers do not lead from one difference to the next: try three at once too
+            for count in (2,) if watched else (2, 3):
+                for more in combinations([difference for difference, _ in useful], count):
+                    other = _without(runs, trial, (*found, *more))
+                    if runs.error(other) <= runs.tolerance:
+                        return Between((*found, *more), True, other)
             useful = [one for one in useful if runs.error(one[1]) <= error / 2]
-            if not useful or runs.pair(current).was_watched:
+            if not useful or watched:
                 return Between(found, False, current)
-            # the layers were not seen: let the size of the difference decide
+            # let the size of the difference decide
             difference, current = min(useful, key=lambda one: runs.error(one[1]))
         else:
             difference, current = tried[best]
