@@ -162,6 +162,12 @@ class GradientForm(Interception):
             totals.append((total if direct is None else total + direct / self._scale).detach())
         return tuple(totals)
 
+    def release(self) -> None:
+        """Let go of the tensors of the pass: their graph holds what notes relevance."""
+        self._carried.clear()
+        self.leaves = self.carriers = ()
+        self._probes = Probes((), self)
+
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)
         return all(bool(t.isfinite().all()) for t in (*gradients, *noted) if t is not None)

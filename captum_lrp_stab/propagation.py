@@ -86,6 +86,7 @@ def propagate(
             refuse([o.describe_fallback() for o in done if o.fallback and o.reached])
         score = score_of(output, target)
         relevances = mode.relevances(score)
+        mode.release()
     return Propagation(score.detach(), relevances, mode.operations)
 
 

@@ -3,7 +3,7 @@
 Example:
     >>> import torch
     >>> from captum_lrp_stab import presets
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU(), torch.nn.Linear(3, 2))
     >>> done = assert_agrees(model, torch.ones(2, 4), 1, presets.epsilon(), "float64")
     >>> done.verdict
     'equal'

@@ -1,5 +1,6 @@
 """LayerLRP looks without changing what it sees: aliases, writes in place, keywords, structures."""
 
+import gc
 from collections import namedtuple
 
 import pytest
@@ -9,7 +10,7 @@ from layers import relative_error
 from networks import build
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, presets
+from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, plan, presets, zoo
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.probes import Probe
 
@@ -224,3 +225,26 @@ def test_looking_keeps_what_is_known_of_a_tensor() -> None:
             assert torch.equal(seen.relevances[0], whole)
     relevances = LayerLRP(padded, None, presets.epsilon()).attribute(x, target=5)
     assert len(relevances) == 4
+
+
+def test_watching_leaves_no_tensor_behind() -> None:
+    """A padding in front of a convolution is watched on two ways, which once held the graph."""
+    model = zoo.load(zoo.LITE0, "none", 0).model
+    x = torch.rand(1, 3, 32, 32)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    names = list(dict.fromkeys(row.name for row in plan(model, x).rows if "swish" not in row.name))
+
+    def watch() -> None:
+        for at_input in (False, True):
+            LayerLRP(model, names, presets.epsilon()).attribute(
+                x, target=1, attribute_to_layer_input=at_input
+            )
+
+    watch()
+    before = alive()
+    watch()
+    assert alive() <= before

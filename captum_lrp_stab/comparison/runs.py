@@ -1,7 +1,6 @@
 """The runs that a comparison is made of, each made once."""
 
 import copy
-import gc
 import math
 import warnings
 from collections import OrderedDict
@@ -175,8 +174,6 @@ class Runs:
             while len(self._recordings) >= _MOST_RECORDINGS:
                 self._recordings.popitem(last=False)
             self._recordings[key] = (alive, run())
-            # a watched pass leaves cycles through its graph, large but few: they would stay long
-            gc.collect()
         self._recordings.move_to_end(key)
         return self._recordings[key][1]
 
