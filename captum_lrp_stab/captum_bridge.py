@@ -7,6 +7,7 @@ rules overwrite ``weight.data`` in the first pass; these replace the layer's out
 autograd function in the second, so that no parameter is ever touched.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -76,6 +77,12 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """Whether each stabilized denominator depends on its own denominator only."""
         s = self.stabilizer
         return isinstance(s, stabilizers.Stabilizer) and s.is_elementwise
+
+    def with_stabilizer(self, stabilizer: StabilizerLike) -> "Rule":
+        """Return the same rule with another stabilizer, on the same layer."""
+        other = copy.copy(self)
+        other.stabilizer = stabilizers.ensure(stabilizer)
+        return other
 
     def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
         """Return the stabilized denominators, shaped like ``z``.

@@ -3,7 +3,6 @@
 :func:`investigate` computes; ``report`` writes, ``cli`` asks and shows.
 """
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation import Propagation, propagate
 from captum_lrp_stab.rule_set import Attention
-from captum_lrp_stab.rules import EpsilonRule
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.summary import Place, Statistics, finite_part, place, statistics
 from captum_lrp_stab.trace import LayerTrace, Trace
@@ -70,16 +68,6 @@ class Investigation:
     heatmaps: tuple[Tensor, ...]  # (H, W), relevance summed over channels, one per finding
 
 
-def with_stabilizer(name_map: NameMap, stabilizer: Stabilizer) -> NameMap:
-    """Return a name_map with one stabilizer for every rule that takes one."""
-    return [
-        (names, rule, {**parameters, "stabilizer": stabilizer})
-        if "stabilizer" in inspect.signature(rule).parameters
-        else (names, rule, parameters)
-        for names, rule, parameters in name_map
-    ]
-
-
 def investigate(
     classifier: Classifier,
     image: Image.Image,
@@ -121,17 +109,14 @@ def investigate(
     model, x = ready.model, ready.x
     name_map = rules(model, x) if isinstance(rules, Preset) else rules
 
+    rule_set = rule_set_of(model, name_map, attention=attention)
+
     def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
         return propagate(
             model,
             x,
             ready.target,
-            rule_set=rule_set_of(
-                model,
-                with_stabilizer(name_map, stabilizer),
-                default=EpsilonRule(stabilizer=stabilizer),
-                attention=attention,
-            ),
+            rule_set=rule_set.changed(lambda rule: rule.with_stabilizer(stabilizer)),
             trace=trace,
             form=forms.form_of(form, stabilizer),
         )

@@ -1,7 +1,7 @@
 """Which rule each operation of a pass gets: everything the user chose, as one value."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from torch import nn
@@ -41,6 +41,20 @@ class RuleSet:
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise RuleError(f"attention is {self.attention!r}; give 'attnlrp' or 'cp'")
+
+    def changed(self, change: Callable[[Rule], Rule]) -> "RuleSet":
+        """Return the set with every rule changed."""
+
+        def by_type(layer: type[nn.Module], reads_input: bool) -> Rule | None:
+            rule = None if self.by_type is None else self.by_type(layer, reads_input)
+            return None if rule is None else change(rule)
+
+        return replace(
+            self,
+            named={name: change(rule) for name, rule in self.named.items()},
+            default=change(self.default),
+            by_type=None if self.by_type is None else by_type,
+        )
 
     def rule_of(self, name: str, layer: type[nn.Module], reads_input: bool) -> Rule | None:
         """Return the rule of a layer, None for LRP-0.

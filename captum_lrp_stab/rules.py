@@ -358,6 +358,10 @@ class PassRule(Rule):
     def __init__(self) -> None:
         super().__init__(Identity())
 
+    def with_stabilizer(self, stabilizer: StabilizerLike) -> Rule:
+        """Return the rule itself: it divides by nothing."""
+        return self
+
     def backward_of(self, module: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Backward:
         """Return the identity."""
         if len(inputs) != 1 or inputs[0].shape != z.shape:

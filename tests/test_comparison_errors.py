@@ -118,7 +118,7 @@ def without_zennit(monkeypatch) -> None:
 
 
 def test_zennit_is_not_installed(without_zennit) -> None:
-    with pytest.raises(MissingExtraError, match=r"pip install 'captum-lrp-stab\[zennit\]'") as info:
+    with pytest.raises(MissingExtraError, match="pip install zennit") as info:
         asked("zennit")
     assert isinstance(info.value, ImportError)
     assert isinstance(info.value.__cause__, ImportError)

@@ -15,7 +15,6 @@ from torchvision.transforms.functional import to_tensor
 from captum_lrp_stab import EpsilonRule, GammaRule, presets, stabilizers, zoo
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.forms import NAMES, form_of
-from captum_lrp_stab.investigation import with_stabilizer
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.stabilizers import Signed
@@ -60,7 +59,8 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_relevance_form_is_the_gradient_form(network: nn.Module, preset: Preset) -> None:
     stabilizer = stabilizers.RoundingAware()  # leaves every denominator but noise alone
-    rules = rule_set_of(network, with_stabilizer(preset(network), stabilizer)).named
+    chosen = rule_set_of(network, preset(network))
+    rules = chosen.changed(lambda rule: rule.with_stabilizer(stabilizer)).named
     x = random_input(2, 3, 32, 32)
     expected = run(network, x, "gradient", rules, stabilizer)
     done = run(network, x, "relevance", rules, stabilizer)
@@ -73,9 +73,11 @@ def test_relevance_form_is_the_gradient_form(network: nn.Module, preset: Preset)
 def test_modified_forward_is_the_gradient_form(network: nn.Module, preset: Preset) -> None:
     """Where no denominator is 0 but with z, and the stabilizer too small to change the output."""
     stabilizer = Signed(1e-12)
-    small = with_stabilizer(preset(network), stabilizer)
-    small = [(n, r, p | ({"epsilon": 0.0} if r is EpsilonRule else {})) for n, r, p in small]
-    rules = rule_set_of(network, small).named
+    small = [
+        (n, r, p | ({"epsilon": 0.0} if r is EpsilonRule else {})) for n, r, p in preset(network)
+    ]
+    chosen = rule_set_of(network, small)
+    rules = chosen.changed(lambda rule: rule.with_stabilizer(stabilizer)).named
     x = random_input(2, 3, 32, 32)
     expected = run(network, x, "gradient", rules)
     done = run(network, x, "modified-forward", rules)

@@ -7,10 +7,11 @@ import torch
 from studies import classifier, picture
 from torch import nn
 
-from captum_lrp_stab import GammaRule, PassRule, ZeroRule, choices, report
+from captum_lrp_stab import EpsilonRule, GammaRule, PassRule, ZeroRule, choices, report
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.investigation import Investigation, investigate, with_stabilizer
-from captum_lrp_stab.stabilizers import Clip
+from captum_lrp_stab.investigation import Investigation, investigate
+from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.stabilizers import Clip, Signed
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +20,12 @@ def study() -> Investigation:
 
 
 def test_the_stabilizer_goes_into_every_rule_that_takes_one() -> None:
-    name_map = [(["0"], GammaRule, {"gamma": 0.1}), (["1"], PassRule, {})]
-    assert with_stabilizer(name_map, Clip(1.0)) == [
-        (["0"], GammaRule, {"gamma": 0.1, "stabilizer": Clip(1.0)}),
-        (["1"], PassRule, {}),
-    ]
+    gamma, passing = GammaRule(0.1), PassRule()
+    rules = RuleSet({"0": gamma, "1": passing}).changed(lambda rule: rule.with_stabilizer(Clip(1)))
+    assert repr(rules.named["0"]) == repr(GammaRule(0.1, stabilizer=Clip(1)))
+    assert rules.named["1"] is passing
+    assert repr(rules.default) == repr(EpsilonRule(stabilizer=Clip(1)))
+    assert gamma.stabilizer == Signed(1e-6)  # the rule given is as before
 
 
 def test_one_finding_per_stabilizer(study: Investigation) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from captum_lrp_stab import choices, forms, report, zoo
 from captum_lrp_stab.cli import common
@@ -83,7 +82,7 @@ def _check(names: list[str], form: str, dtype: str) -> None:
 
 def _show(investigation: Investigation, picture: str) -> None:
     """Print the tables."""
-    console = Console(highlight=False, emoji=False)
+    console = common.console()
     console.print(
         f"{investigation.model} ({investigation.weights}) on {picture}: {investigation.label}, "
         f"score {investigation.score:.4g}, probability {investigation.probability:.3g}; "

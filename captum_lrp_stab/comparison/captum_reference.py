@@ -17,7 +17,7 @@ from captum_lrp_stab import types
 from captum_lrp_stab.attachment import AttachedRules, default_rule
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
-from captum_lrp_stab.comparison.reference import Reference, where_not_0
+from captum_lrp_stab.comparison.reference import TINY, Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules
@@ -126,7 +126,7 @@ class CaptumReference(Reference):
                 continue
             elif type(module) in SUPPORTED_LAYERS_WITH_RULES and self.own_rules:
                 if self.exact_defaults:
-                    found[name] = captum_rules.EpsilonRule(_TINY)
+                    found[name] = captum_rules.EpsilonRule(TINY)
             elif isinstance(module, (*types.RuleBearing, Addition_Module)):
                 found[name] = ZeroRule(where_not_0)
             else:
@@ -168,9 +168,6 @@ def _signed_epsilon(rule: Rule) -> float | None:
 def _alpha_beta(rule: AlphaBetaRule) -> PropagationRule | None:
     return captum_rules.Alpha1_Beta0_Rule() if rule.beta == 0 else None
 
-
-_TINY = 1e-30
-"""An epsilon that changes nothing but 0/0."""
 
 _OWN: dict[type[Rule], Callable[[Any], PropagationRule | None]] = {
     EpsilonRule: lambda rule: captum_rules.EpsilonRule(),

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import relative_difference
-from captum_lrp_stab.comparison.known import (
-    ADDITIONS,
-    DOUBLED_ADDITION,
-    REMOVALS,
-    KnownDifference,
-    Trial,
-)
+from captum_lrp_stab.comparison.known import DOUBLED_ADDITION, KnownDifference
 from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.removals import ADDITIONS, REMOVALS, Trial
 from captum_lrp_stab.comparison.runs import Runs
 from captum_lrp_stab.sites import Operation
 

@@ -1,20 +1,20 @@
 """From two runs to a verdict: equal, rounding, a known difference, or different."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from captum_lrp_stab.comparison.explaining import differences_between
-from captum_lrp_stab.comparison.known import KnownDifference, Trial
+from captum_lrp_stab.comparison.known import KnownDifference
 from captum_lrp_stab.comparison.pair import Divergence, Pair
+from captum_lrp_stab.comparison.removals import Trial
 from captum_lrp_stab.comparison.runs import ROUNDINGS, Runs
 
 _PLAIN = 1e-3
 """A relative difference inside a network that is no rounding, whatever becomes of it."""
 
 Verdict = Literal["equal", "rounding", "known difference", "different", "reference not finite"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,23 @@ class Use:
 
 
 class Uses(Probe):
-    """A probe that keeps each use of a layer apart."""
+    """A probe that keeps each use of a layer apart.
 
-    def __init__(self, name: str, at_input: bool) -> None:
+    Args:
+        name: The layer.
+        at_input: Look at its input; values of inputs are outputs of others, and never kept.
+        values: Keep the values of outputs, not their relevance alone.
+    """
+
+    def __init__(self, name: str, at_input: bool, values: bool = True) -> None:
         super().__init__(name, at_input)
+        self._keeps_values = values and not at_input
         self.uses: list[Use] = []
         self._place: list[tuple[Use, int]] = []  # from positions to a use and its tensor
 
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
-        """Begin a use of the layer; values of inputs are outputs of others, and not kept."""
-        kept = [None if self.at_input else v.detach().clone() for v in values]
+        """Begin a use of the layer; return the position of its first tensor."""
+        kept = [v.detach().clone() if self._keeps_values else None for v in values]
         use = Use(kept, [None] * len(values))
         self.uses.append(use)
         self._place += [(use, index) for index in range(len(values))]
@@ -137,7 +144,7 @@ class Watch:
         self._modules = dict(model.named_modules())
         known = (n for n in dict.fromkeys(names) if ends.get(n, n) in self._modules)
         self._names = list(known)
-        self._at_input, self._keeps_values, self._late, self._ends = inputs, values, late, ends
+        self._at_input, self._values, self._late, self._ends = inputs, values, late, ends
         self._waiting: list[tuple[Uses, int, Tensor]] = []  # until the forward pass is over
         self._handles: list[Any] = []
         self._outputs: dict[str, Uses] = {}
@@ -162,14 +169,14 @@ class Watch:
 
     def output_of(self, name: str, module: nn.Module) -> None:
         """Watch the output of one more module, under a name."""
-        after = self._leaving(self._outputs.setdefault(name, Uses(name, False)))
+        after = self._leaving(self._outputs.setdefault(name, Uses(name, False, self._values)))
         self._handles.append(module.register_forward_hook(after))
 
     def _entering(self, uses: Uses) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             tensors = [t for t in tensors_in(args, kwargs) if t.requires_grad]
             copies = {id(t): t.clone() for t in tensors}
-            for position, t in enumerate(tensors, self._start(uses, tensors)):
+            for position, t in enumerate(tensors, uses.start(tensors, False)):
                 _note(uses, position, copies[id(t)])
 
             def change(t: Tensor) -> Tensor:
@@ -182,19 +189,13 @@ class Watch:
     def _leaving(self, uses: Uses) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensors = [t for t in tensors_in((output,), {}) if t.requires_grad]
-            for position, t in enumerate(tensors, self._start(uses, tensors)):
+            for position, t in enumerate(tensors, uses.start(tensors, False)):
                 if uses.name in self._late:
                     self._waiting.append((uses, position, t))
                 else:
                     _note(uses, position, t)
 
         return hook
-
-    def _start(self, uses: Uses, tensors: list[Tensor]) -> int:
-        first = uses.start(tensors, False)
-        if not self._keeps_values:
-            uses.uses[-1].values = [None] * len(tensors)
-        return first
 
     def _look_late(self, module: nn.Module, args: Any, output: Any) -> None:
         for uses, position, t in self._waiting:

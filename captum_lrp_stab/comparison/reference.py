@@ -10,6 +10,9 @@ from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.sites import Operation
 
+TINY = 1e-30
+"""An epsilon that changes nothing but 0/0."""
+
 
 class Reference(ABC):
     """Another run of the same attribution."""

@@ -14,10 +14,10 @@ from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
-from captum_lrp_stab.comparison.known import Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair, names_of
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.reference import Reference
+from captum_lrp_stab.comparison.removals import Trial
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.sites import Operation
@@ -50,8 +50,8 @@ class Runs:
         depth = sum(operation.rule is not None for operation in self.operations)
         usual = usual_tolerance(subject.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
-        self._given, self._progress, self._is_loose = tolerance, progress, False
-        self._small: dict[Any, tuple[Any, Any]] = {}
+        self._given, self._progress = tolerance, progress
+        self._results: dict[Any, tuple[Any, Any]] = {}
         self._recordings: OrderedDict[Any, tuple[Any, Recording]] = OrderedDict()
 
     def trial(self, reference: Reference) -> Trial:
@@ -78,7 +78,7 @@ class Runs:
         It is measured: by how much our run moves if its inputs move by a unit roundoff. Next to a
         pole of a rule that is far more than the usual tolerance, in any dtype.
         """
-        if self._given is not None or self._is_loose:
+        if self._given is not None:
             return self
         moved = self.subject.moved()
         with warnings.catch_warnings():
@@ -87,7 +87,6 @@ class Runs:
         sensitivity = relative_difference(ours.relevances, theirs.relevances) or 0.0
         other = copy.copy(self)
         other.tolerance = max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
-        other._is_loose = True
         return other
 
     def operations_of(self, subject: Subject) -> Sequence[Operation]:
@@ -164,9 +163,9 @@ class Runs:
 
     def _once(self, key: Any, alive: Any, make: Callable[[], Any]) -> Any:
         """Return what was made under a key; what its ids belong to is kept alive."""
-        if key not in self._small:
-            self._small[key] = (alive, make())
-        return self._small[key][1]
+        if key not in self._results:
+            self._results[key] = (alive, make())
+        return self._results[key][1]
 
     def _recorded(self, key: Any, alive: Any, run: Callable[[], Recording]) -> Recording:
         """Return a run with its layers, which is large: only the last few are kept."""

@@ -9,7 +9,6 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
-from captum_lrp_stab import stabilizers
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Uses
 from captum_lrp_stab.errors import ModelError
@@ -17,7 +16,6 @@ from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped
 from captum_lrp_stab.propagation import operations_of, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
-from captum_lrp_stab.rules import PassRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import StabilizerLike
 from captum_lrp_stab.translation import Rules, rule_set_of
@@ -55,9 +53,10 @@ class Subject:
             rules = rule_set_of(self.model, self.rules, **options)
         rules = replace(rules, named={name: on(r, name) for name, r in rules.named.items()})
         if self.stabilizer is not None:
-            rules = changed(rules, with_stabilizer(self.stabilizer))
+            stabilizer = self.stabilizer
+            rules = rules.changed(lambda rule: rule.with_stabilizer(stabilizer))
         for change in self.changes:
-            rules = changed(rules, change)
+            rules = rules.changed(change)
         return rules
 
     def operations(self) -> list[Operation]:
@@ -142,20 +141,6 @@ class Subject:
         return max(dtypes, key=lambda d: torch.finfo(d).eps)
 
 
-def with_stabilizer(stabilizer: StabilizerLike) -> Change:
-    """Return a change that gives a rule another stabilizer; ``PassRule`` has none."""
-    chosen = stabilizers.ensure(stabilizer)
-
-    def change(rule: Rule) -> Rule:
-        if isinstance(rule, PassRule):
-            return rule
-        other = copy.copy(rule)
-        other.stabilizer = chosen
-        return other
-
-    return change
-
-
 def on(rule: Rule, layer: str) -> Rule:
     """Return a rule that knows its layer, which one set on a module need not."""
     if rule.layer == layer:
@@ -170,18 +155,3 @@ def remade(rule: Rule, **parameters: Any) -> Rule:
     other = type(rule)(**rule.parameters() | parameters)
     other.layer = rule.layer
     return other
-
-
-def changed(rules: RuleSet, change: Change) -> RuleSet:
-    """Return a set with every rule changed."""
-
-    def by_type(layer: type[nn.Module], reads_input: bool) -> Rule | None:
-        rule = None if rules.by_type is None else rules.by_type(layer, reads_input)
-        return None if rule is None else change(rule)
-
-    return replace(
-        rules,
-        named={name: change(rule) for name, rule in rules.named.items()},
-        default=change(rules.default),
-        by_type=None if rules.by_type is None else by_type,
-    )

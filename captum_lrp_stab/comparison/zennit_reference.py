@@ -48,7 +48,7 @@ def package() -> Any:
         import zennit.torchvision
     except ImportError as error:
         raise MissingExtraError(
-            "the reference 'zennit' needs the package zennit: pip install 'captum-lrp-stab[zennit]'"
+            "the reference 'zennit' needs the package zennit: pip install zennit"
         ) from error
     return zennit
 
@@ -60,11 +60,15 @@ class ZennitReference(Reference):
         composite: zennit's; None for one made of the subject's rules.
         exact_merge: Let merged batch norms be the identity they are meant to be: zennit leaves
             their eps in place, so that they divide by sqrt(1 + eps).
+
+    Raises:
+        MissingExtraError: zennit is not installed.
     """
 
     name = "zennit"
 
     def __init__(self, composite: Any = None, exact_merge: bool = False) -> None:
+        package()  # or fail now, not after our own run
         self.composite = composite
         self.exact_merge = exact_merge
 
@@ -72,7 +76,6 @@ class ZennitReference(Reference):
         """Run it on a copy of the model.
 
         Raises:
-            MissingExtraError: zennit is not installed.
             RuleError: A rule or stabilizer has no counterpart in zennit.
         """
         zennit, subject = package(), subject.copied()
