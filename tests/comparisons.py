@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from captum.attr import LayerLRP as StockLayerLRP
 from captum.attr._utils import lrp_rules as captum_rules
 from layers import relative_error
-from test_agreement import assert_numbers, drawn, expected_numbers
+from random_maps import assert_numbers, drawn, expected_numbers
 from torch import Tensor, nn
 from zennit import composites as zennit_composites
 

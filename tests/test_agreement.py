@@ -1,94 +1,38 @@
 """The numbers of agreement against numpy and scipy, and the laws they obey."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from random_maps import (
+    CORRELATIONS,
+    NUMBERS,
+    SHARES,
+    assert_numbers,
+    drawn,
+    expected_numbers,
+    maps,
+    numbers,
+    shapes,
+    spoilt,
+)
 from scipy import stats
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import (
-    Agreement,
     agreement,
     relative_difference,
     tolerance,
 )
 
-NUMBERS = ("max_absolute", "relative_l2", "cosine", "pearson", "spearman", "top_overlap")
-SHARES = NUMBERS[2:]
-CORRELATIONS = ("cosine", "pearson", "spearman")
 LAWS = settings(deadline=None, max_examples=60)
 
 
 # Oracles ----------------------------------------------------------------------------------------
-
-
-def rows_of(maps: Sequence[Tensor]) -> np.ndarray:
-    """One row for each sample, with the features of every input."""
-    arrays = [m.detach().double().numpy() for m in maps]
-    return np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
-
-
-def pixels_of(maps: Sequence[Tensor]) -> np.ndarray:
-    return rows_of([m.double().sum(1) if m.dim() == 4 else m for m in maps])
-
-
-def top_overlap(a: np.ndarray, b: np.ndarray) -> float:
-    count = max(1, math.ceil(len(a) / 100))
-    strongest = (set(np.argsort(-np.abs(v))[:count].tolist()) for v in (a, b))
-    return len(set.intersection(*strongest)) / count
-
-
-def expected_numbers(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str, float]:
-    """The numbers of the sample that agrees least, for maps that have a direction."""
-    pairs = list(zip(rows_of(ours), rows_of(reference), strict=True))
-    pixels = list(zip(pixels_of(ours), pixels_of(reference), strict=True))
-    norm = np.linalg.norm
-    return {
-        "max_absolute": max(np.abs(a - b).max() for a, b in pairs),
-        "relative_l2": max(norm(a - b) / norm(b) for a, b in pairs),
-        "cosine": min(a @ b / (norm(a) * norm(b)) for a, b in pairs),
-        "pearson": min(stats.pearsonr(a, b).statistic for a, b in pairs),
-        "spearman": min(stats.spearmanr(a, b).statistic for a, b in pairs),
-        "top_overlap": min(top_overlap(a, b) for a, b in pixels),
-        "total": sum(a.sum() for a, _ in pairs),
-        "reference_total": sum(b.sum() for _, b in pairs),
-    }
-
-
-def numbers(found: Agreement, names: Sequence[str] = NUMBERS) -> list[float | None]:
-    return [getattr(found, name) for name in names]
-
-
-def assert_numbers(found: Agreement, expected: dict[str, float], rel: float = 1e-10) -> None:
-    """Rounding alone may differ: totals of values that cancel out get an absolute error as well."""
-    actual = {name: getattr(found, name) for name in expected}
-    assert actual == pytest.approx(expected, rel=rel, abs=1e-12)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-SHAPES: dict[str, list[tuple[int, ...]]] = {
-    "vectors": [(3, 7)],
-    "one sample": [(1, 300)],
-    "sequences": [(2, 40, 6)],
-    "pictures": [(2, 3, 15, 17)],
-    "videos": [(2, 2, 3, 5, 6)],
-    "several inputs": [(3, 5), (3, 4, 30), (3, 2, 9, 8)],
-    "one value per sample, of two inputs": [(4,), (4, 3)],
-}
-shapes = pytest.mark.parametrize("shapes", SHAPES.values(), ids=[*SHAPES])
-
-
-def maps(shapes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
-    return [drawn(*shape, seed=seed + index) for index, shape in enumerate(shapes)]
 
 
 @shapes
@@ -300,179 +244,6 @@ def test_ranks_know_the_order() -> None:
     assert agreement([a.abs()], [b]).spearman != pytest.approx(agreement([a], [b]).spearman)
 
 
-# NaN and Inf ------------------------------------------------------------------------------------
-
-BAD = {
-    "nan": [math.nan],
-    "inf": [math.inf],
-    "-inf": [-math.inf],
-    "inf and -inf": [math.inf, -math.inf],
-    "three": [math.nan, math.inf, math.nan],
-}
-every_bad = pytest.mark.parametrize("values", BAD.values(), ids=[*BAD])
-
-
-def spoilt(maps: Sequence[Tensor], values: Sequence[float], index: int = -1) -> list[Tensor]:
-    """Maps with values in the last sample of one input."""
-    copies = [m.clone() for m in maps]
-    copies[index][-1].view(-1)[: len(values)] = torch.tensor(values, dtype=torch.float64)
-    return copies
-
-
-@every_bad
-@pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("sides", ["ours", "reference", "both"])
-def test_a_value_that_is_not_finite_is_never_averaged_away(values, index, sides) -> None:
-    good = maps([(4, 6), (4, 5)], 0)
-    bad = spoilt(good, values, index)
-    ours, reference = (bad if sides in (side, "both") else good for side in ("ours", "reference"))
-    found = agreement(ours, reference)
-    assert numbers(found) == [None] * len(NUMBERS)
-    counts = len(values) * (sides != "reference"), len(values) * (sides != "ours")
-    assert (found.nonfinite, found.reference_nonfinite) == counts
-    totals = found.total, found.reference_total
-    for total, count in zip(totals, counts, strict=True):
-        finite = sum(float(m.sum()) for m in good)
-        assert total is None if count else total == pytest.approx(finite)
-    assert not found.is_finite and not found.within(math.inf)
-
-
-def test_finite_maps_have_every_number() -> None:
-    """The control of the test above."""
-    good = maps([(4, 6), (4, 5)], 0)
-    found = agreement(good, spoilt(good, [7.0], 0))
-    assert None not in vars(found).values()
-    assert found.is_finite and found.within(math.inf)
-    assert (found.nonfinite, found.reference_nonfinite) == (0, 0)
-
-
-def test_counts_differ_between_the_sides() -> None:
-    good = maps([(2, 6)], 0)
-    found = agreement(spoilt(good, [math.nan]), spoilt(good, [math.inf] * 4))
-    assert (found.nonfinite, found.reference_nonfinite) == (1, 4)
-
-
-# Zero, constant, huge, tiny, none -----------------------------------------------------------------
-
-ZERO, ONE = torch.zeros(2, 5), torch.arange(10.0).reshape(2, 5)
-
-
-def test_zero_maps_agree_and_have_no_direction() -> None:
-    found = agreement([ZERO], [ZERO])
-    assert (found.max_absolute, found.relative_l2) == (0.0, 0.0)
-    assert numbers(found, CORRELATIONS) == [None] * 3
-    assert found.within(0.0)
-
-
-def test_a_zero_map_against_another() -> None:
-    without_reference, without_ours = agreement([ONE], [ZERO]), agreement([ZERO], [ONE])
-    assert without_reference.relative_l2 == math.inf
-    assert without_ours.relative_l2 == 1.0
-    for found in (without_reference, without_ours):
-        assert found.max_absolute == 9.0
-        assert numbers(found, CORRELATIONS) == [None] * 3
-    assert not without_reference.within(1e300)
-
-
-def test_one_sample_without_a_direction_leaves_the_batch_without() -> None:
-    half = torch.stack([ONE[0], ZERO[0]])
-    assert numbers(agreement([half], [half]), CORRELATIONS) == [None] * 3
-    assert numbers(agreement([half[:1]], [half[:1]]), CORRELATIONS) == pytest.approx([1] * 3)
-
-
-def constant_pairs(value: float, features: int) -> list[tuple[Tensor, Tensor]]:
-    constant = torch.full((2, features), value, dtype=torch.float64)
-    other = drawn(2, features)
-    return [(constant, other), (other, constant), (constant, 2 * constant)]
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 2.0**-600])
-def test_constant_maps_have_no_correlation(value) -> None:
-    for a, b in constant_pairs(value, 7):
-        found = agreement([a], [b])
-        assert (found.pearson, found.spearman) == (None, None)
-
-
-def test_constant_maps_with_a_rounded_mean_have_no_correlation() -> None:
-    for value in (0.1, 1 / 3, -0.7, 1e-200, 1e200):
-        for a, b in (
-            pair for features in (3, 6, 7, 100) for pair in constant_pairs(value, features)
-        ):
-            found = agreement([a], [b])
-            assert (found.pearson, found.spearman) == (None, None)
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e300])
-def test_huge_and_tiny_values_neither_overflow_nor_vanish(scale) -> None:
-    a, b = maps([(3, 8)], 0), maps([(3, 8)], 5)
-    expected = expected_numbers(a, b)
-    found = agreement(*([scale * m for m in side] for side in (a, b)))
-    relative = ("relative_l2", *SHARES)
-    assert numbers(found, relative) == pytest.approx([expected[n] for n in relative], rel=1e-9)
-    for name in ("max_absolute", "total", "reference_total"):
-        assert getattr(found, name) / scale == pytest.approx(expected[name], rel=1e-9)
-
-
-def test_sides_of_different_size() -> None:
-    (a,), (b,) = maps([(2, 8)], 0), maps([(2, 8)], 5)
-    expected = expected_numbers([a], [b])
-    found = agreement([1e100 * a], [1e-50 * b])
-    norms = [
-        (1e100 * m).norm().item() / (1e-50 * n).norm().item() for m, n in zip(a, b, strict=True)
-    ]
-    assert found.relative_l2 == pytest.approx(max(norms), rel=1e-9)
-    assert numbers(found, CORRELATIONS) == pytest.approx([expected[n] for n in CORRELATIONS])
-
-
-def test_a_total_that_overflows_is_none() -> None:
-    huge = torch.full((1, 4), 1e308, dtype=torch.float64) * torch.tensor([1, 1, 1, 0.5])
-    found = agreement([huge], [1e-8 * huge])
-    assert found.total is None
-    assert found.reference_total == pytest.approx(3.5e300)
-    assert (found.nonfinite, found.cosine) == (0, pytest.approx(1))
-
-
-def test_no_number_is_made_up_where_sums_overflow() -> None:
-    """Values whose sum is beyond float64 correlate as they do when they are smaller."""
-    a, b = drawn(1, 1000).abs(), drawn(1, 1000, seed=1).abs()
-    found, smaller = agreement([1e306 * a], [1e306 * b]), agreement([a], [b])
-    assert numbers(found, SHARES) == pytest.approx(numbers(smaller, SHARES), abs=1e-9)
-    assert found.relative_l2 == pytest.approx(smaller.relative_l2)
-    assert found.total is None
-
-
-def test_scalars() -> None:
-    found = agreement([torch.tensor(3.0)], [torch.tensor(2.0)])
-    assert (found.max_absolute, found.cosine) == (1.0, 1.0)
-    assert found.relative_l2 == pytest.approx(0.5, rel=1e-12)
-    assert (found.total, found.reference_total) == (3.0, 2.0)
-    assert (found.pearson, found.spearman) == (None, None)
-    assert agreement([torch.tensor(-3.0)], [torch.tensor(2.0)]).cosine == -1.0
-
-
-def test_inputs_without_a_common_batch_are_one_sample() -> None:
-    ours, reference = (
-        [drawn(2, 3, seed=seed), drawn(3, 4, seed=seed + 1), drawn(seed=seed + 2)]
-        for seed in (0, 5)
-    )
-    whole = [[torch.cat([m.flatten() for m in side])[None]] for side in (ours, reference)]
-    assert numbers(agreement(ours, reference)) == pytest.approx(numbers(agreement(*whole)))
-
-
-def test_samples_without_features() -> None:
-    empty = torch.zeros(3, 0)
-    found = agreement([empty], [empty])
-    assert (found.max_absolute, found.relative_l2, found.total) == (0.0, 0.0, 0.0)
-    assert numbers(found, CORRELATIONS) == [None] * 3
-
-
-def test_no_samples() -> None:
-    empty = torch.zeros(0, 3, 4, 4)
-    found = agreement([empty], [empty])
-    assert (found.max_absolute, found.relative_l2, found.total) == (0.0, 0.0, 0.0)
-    assert numbers(found, CORRELATIONS) == [None] * 3
-
-
 # Dtypes -----------------------------------------------------------------------------------------
 
 
@@ -502,7 +273,10 @@ def test_maps_may_have_a_graph() -> None:
 
 # Tolerance --------------------------------------------------------------------------------------
 
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
 UNITS = [2.0**-53, 2.0**-24, 2.0**-11, 2.0**-8]
 
 

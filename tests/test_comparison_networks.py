@@ -31,7 +31,7 @@ from comparisons import (
 )
 from layers import relative_error
 from networks import TwoInputs, build
-from test_agreement import drawn
+from random_maps import drawn
 from torch import Tensor, nn
 from zennit import rules as zennit
 
