@@ -5,6 +5,7 @@ cores. In float64, because that tells a difference of meaning from rounding; onl
 with float64 is float32.
 """
 
+import importlib.metadata
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +158,9 @@ def main(names: list[str]) -> None:
         "pools. **Different**: alpha-beta in the form that rewrites the forward pass; where all "
         "contributions to a neuron have one sign, that form multiplies its value by alpha.\n"
     )
+    packages = ("torch", "captum", "zennit")
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"Versions: {', '.join(versions)}.\n")
     for name in names:
         network = NETWORKS[name]()
         print(f"## {name}\n")

@@ -13,6 +13,7 @@ from layers import relative_error
 from networks import build
 from torch import Tensor, nn
 from torchvision.models import resnet18
+from zennit_version import leaving_eps
 
 from captum_lrp_stab import EpsilonRule, compare, presets
 
@@ -50,6 +51,7 @@ def merged_by_hand(model: nn.Module, x: Tensor, divided: bool) -> tuple[Tensor, 
     return score, rule(dense.dense_layer(conv, x.shape[1:]), x, R, dense.identity)
 
 
+@leaving_eps
 def test_who_is_right_about_merged_batch_norms() -> None:
     """zennit's network has another output than the model; this package's has not."""
     model = build(

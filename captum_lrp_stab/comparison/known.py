@@ -46,8 +46,9 @@ DOUBLED_ADDITION = KnownDifference(
 )
 MERGED_EPSILON = KnownDifference(
     "eps of merged batch norms",
-    "zennit merges a batch norm into the layer before it and leaves eps in the batch norm, which "
-    "then divides by sqrt(1 + eps) once more: each changes the network's values by half of eps",
+    "zennit before 1.0 merges a batch norm into the layer before it and leaves eps in the batch "
+    "norm, which then divides by sqrt(1 + eps) once more: each changes the network's values by "
+    "half of eps",
 )
 UNMERGED_BATCH_NORM = KnownDifference(
     "batch norm as a layer of its own",

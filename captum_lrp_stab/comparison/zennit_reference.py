@@ -58,8 +58,8 @@ class ZennitReference(Reference):
 
     Args:
         composite: zennit's; None for one made of the subject's rules.
-        exact_merge: Let merged batch norms be the identity they are meant to be: zennit leaves
-            their eps in place, so that they divide by sqrt(1 + eps).
+        exact_merge: Let merged batch norms be the identity they are meant to be: zennit before
+            1.0 leaves their eps in place, so that they divide by sqrt(1 + eps).
 
     Raises:
         MissingExtraError: zennit is not installed.
