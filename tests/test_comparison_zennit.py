@@ -70,8 +70,11 @@ def without_differences(name: str, model: str) -> ZennitReference:
 @pytest.mark.parametrize(("model_name", "name"), list(cases()))
 def test_preset_is_zennits_composite(model_name: str, name: str) -> None:
     make, parameters = PRESETS[name]
-    preset, expected = make(**parameters), EXPECTED.get(model_name, ())
+    preset = make(**parameters)
     for dtype, bound in BOUNDS.items():
+        expected = EXPECTED.get(model_name, ())
+        if dtype == torch.float32 and not LEAVES_EPS:
+            expected = ()  # what is left is below rounding
         model, x = build(MODELS[model_name][0], dtype=dtype), picture(dtype)
         done = compare(model, x, TARGET, preset, composite(name, model_name))
         assert tuple(d.name for d in done.differences) == expected
