@@ -4,6 +4,7 @@ from captum_lrp_stab import presets, stabilizers, types
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.attachment import attach_rules
 from captum_lrp_stab.comparison import compare
+from captum_lrp_stab.diagnosis.diagnosing import diagnose
 from captum_lrp_stab.layer_filter import LayerFilter
 from captum_lrp_stab.lrp import LRP, LayerLRP
 from captum_lrp_stab.planning import plan
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "attach_rules",
     "compare",
+    "diagnose",
     "plan",
     "presets",
     "stabilizers",

@@ -55,6 +55,10 @@ class Affine(ABC):
         """Return the map followed by ``z * scale + shift`` per channel, or None if it has none."""
         return None
 
+    def offset(self, bias: Tensor, z: Tensor) -> Tensor:
+        """Return ``bias`` in a shape that broadcasts against the output ``z``."""
+        return bias
+
     def magnitude(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the sum of the absolute contributions to each output, shaped like ``z``."""
         return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
@@ -150,6 +154,10 @@ class Convolution(Affine):
                 result = torch.autograd.grad(self.pad(point), point, result)[0]
         return result.reshape(x.shape).to(x.dtype)
 
+    def offset(self, bias: Tensor, z: Tensor) -> Tensor:
+        """Return ``bias`` in a shape that broadcasts against the output ``z``."""
+        return bias.reshape(-1, *(1,) * self.dims)
+
     def scaled(self, scale: Tensor, shift: Tensor) -> "Convolution":
         """Return the map followed by ``z * scale + shift`` per output channel."""
         ones = (1,) * self.dims
@@ -211,6 +219,10 @@ class Scale(Affine):
     def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return ``grad * weight``."""
         return (grad * self._per_channel(weight, x)).to(x.dtype)
+
+    def offset(self, bias: Tensor, z: Tensor) -> Tensor:
+        """Return ``bias`` in a shape that broadcasts against the output ``z``."""
+        return self._per_channel(bias, z)
 
     @staticmethod
     def _per_channel(values: Tensor, x: Tensor) -> Tensor:

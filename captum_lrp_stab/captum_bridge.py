@@ -9,7 +9,7 @@ autograd function in the second, so that no parameter is ever touched.
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import describe, kernel, stabilizers, types
 from captum_lrp_stab.affine import Affine, Sum
 from captum_lrp_stab.errors import RuleError
-from captum_lrp_stab.kernel import Group
+from captum_lrp_stab.kernel import Division, Group, Sent
 from captum_lrp_stab.stabilizers import StabilizerLike
 
 Backward = Callable[[Tensor], tuple[Tensor, ...]]
@@ -78,6 +78,12 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         s = self.stabilizer
         return isinstance(s, stabilizers.Stabilizer) and s.is_elementwise
 
+    @property
+    def moves_away_from_0(self) -> bool:
+        """Whether no denominator ever comes nearer to 0 by the stabilizer."""
+        s = self.stabilizer
+        return isinstance(s, stabilizers.Stabilizer) and s.moves_away_from_0
+
     def with_stabilizer(self, stabilizer: StabilizerLike) -> "Rule":
         """Return the same rule with another stabilizer, on the same layer."""
         other = copy.copy(self)
@@ -99,14 +105,28 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
 
         With ``protected``, 0/0 is 0.
         """
-        return kernel.relevance(self.groups(op, x), op, x, z, R, self.stabilize, protected)
+        division = Division.PROTECTED if protected else Division.BARE
+        return kernel.relevance(self.messages(op, x, z, R, division), op, x)
 
     def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of ``x``, given that of ``z = op(x)``. Gradient form.
 
         For a rule that is not proportional to its input, returns the relevance of ``x`` instead.
         """
-        return kernel.coefficient(self.groups(op, x), op, x, z, c, self.stabilize)
+        return kernel.coefficient(self.messages(op, x, z, c, Division.COEFFICIENT), op, x)
+
+    def messages(
+        self, op: Affine, x: Tensor, z: Tensor, carried: Tensor, division: Division
+    ) -> Iterator[Sent]:
+        """Yield what each group of the formula sends down, see ``kernel``."""
+        groups = self.groups(op, x)
+        return kernel.messages(groups, op, x, z, carried, self.stabilize, division)
+
+    @property
+    def is_by_messages(self) -> bool:
+        """Whether messages are all there is to the rule: not so if a subclass overrides more."""
+        own = type(self)
+        return own.relevance is Rule.relevance and own.coefficient is Rule.coefficient
 
     def parameters(self) -> dict[str, Any]:
         """Return the constructor's arguments by name."""

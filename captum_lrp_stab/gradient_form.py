@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations, operations
+from captum_lrp_stab import activations, kernel, operations
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
+from captum_lrp_stab.kernel import Division
+from captum_lrp_stab.observation import Observer, Passage
 from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch, stretch_of
-from captum_lrp_stab.trace import Trace
 from captum_lrp_stab.treatments.arguments import first, rest
 
 
@@ -29,7 +30,7 @@ class _RuleStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, trace: Trace | None
+        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, form: "GradientForm"
     ) -> Tensor:
         """Return the layer's own output."""
         z = call()
@@ -37,7 +38,7 @@ class _RuleStep(torch.autograd.Function):
             z = z.clone()
         site.keep(z)
         ctx.save_for_backward(x)
-        ctx.site, ctx.trace, ctx.direct = site, trace, carrier is not None
+        ctx.site, ctx.form, ctx.direct = site, form, carrier is not None
         return z
 
     @staticmethod
@@ -51,9 +52,12 @@ class _RuleStep(torch.autograd.Function):
                 f"layer '{site.name}': the model writes over the layer's input, in place, after "
                 "the layer has read it; make that operation out of place"
             ) from error
-        result = site.rule.coefficient(site.op, x, site.pre_activation(x, c), c)
-        if ctx.trace is not None:
-            ctx.trace.backward(site.operation, c, result)
+        z = site.pre_activation(x, c)
+        form: GradientForm = ctx.form
+        if form.observer is None:
+            result = site.rule.coefficient(site.op, x, z, c)
+        else:
+            result = form.observed(form.observer, site, x, z, c)
         gradients = (None, result) if ctx.direct else (result, None)
         return *gradients, None, None, None
 
@@ -78,6 +82,8 @@ class _FactorStep(torch.autograd.Function):
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
     """Return the relevance ``x * c / scale``, 0 where either is 0."""
     R = x * c if scale == 1 else (x.float() * c.float() / scale).to(x.dtype)
+    if bool(R.sum().isfinite()):  # then 0 times anything is 0 already
+        return R
     return R.masked_fill_((x == 0) | (c == 0), 0)
 
 
@@ -98,10 +104,10 @@ class GradientForm(Interception):
     float16_scale = 2.0**10
 
     def prepare(
-        self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], trace: Trace | None
+        self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], observer: Observer | None
     ) -> tuple[Tensor, ...]:
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
-        self.trace = trace
+        self.observer = observer
         self._scale = 1.0  # of what the backward pass carries
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
@@ -138,13 +144,14 @@ class GradientForm(Interception):
         gradients: tuple[Tensor | None, ...] = ()
         if score.requires_grad:
             half = any(t.dtype == torch.float16 for t in (score, *self.leaves))
-            # a trace is for what overflows without it
-            self._scale = self.float16_scale if half and self.trace is None else 1.0
+            self._scale = self.float16_scale if half else 1.0
             gradients = self._gradients(score, points)
             if self._scale != 1 and not self._are_finite(gradients):
                 self._scale = 1.0
                 for probe in self._probes:
                     probe.forget()
+                if self.observer is not None:
+                    self.observer.again()
                 gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
             model = type(self.places.modules[""]).__name__
@@ -198,10 +205,30 @@ class GradientForm(Interception):
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
         carrier = None if site.rule.proportional else self.carrier_of(site)
-        out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self.trace)
-        if self.trace is not None:
-            self.trace.forward(site.operation, site.x, out)
+        out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self)
+        if self.observer is not None:
+            self.observer.forward(site.operation, site.x, out, out)
         return out
+
+    def observed(self, observer: Observer, site: Site, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of ``x``, or the relevance, and tell the observer."""
+        rule, op, sent = site.rule, site.op, None
+        if rule.is_by_messages:
+            sent = list(rule.messages(op, x, z, c, Division.COEFFICIENT))
+            result = kernel.coefficient(sent, op, x)
+        else:
+            result = rule.coefficient(op, x, z, c)
+
+        def scaled(value: Tensor, relevance: Tensor) -> Tensor:
+            return relevance / self._scale
+
+        above = self.relevance_of
+        below = above if rule.proportional else scaled
+        how = Division.COEFFICIENT
+        observer.backward(
+            Passage(site.operation, (x,), z, c, (result,), how, above, below, site, sent)
+        )
+        return result
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
@@ -254,8 +281,8 @@ class GradientForm(Interception):
 
     def on_merge(self, site: Site, call: Call) -> Tensor:
         """Probe a layer behind its batch norm, with which it is one layer."""
-        if self.trace is not None:
-            self.trace.forget(site.operation)
+        if self.observer is not None:
+            self.observer.forget(site.operation)
         out = super().on_merge(site, call)
         self._probes.watched(site.name, out, out)
         return out

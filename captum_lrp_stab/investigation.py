@@ -15,15 +15,18 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from captum_lrp_stab import choices, forms
+from captum_lrp_stab.diagnosis.locating import Origin
+from captum_lrp_stab.diagnosis.nonfinite import nonfinite_origin
 from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.planning import plan
 from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.presets import Preset
+from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.propagation import Propagation, propagate
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.summary import Place, Statistics, finite_part, place, statistics
-from captum_lrp_stab.trace import LayerTrace, Trace
 from captum_lrp_stab.translation import rule_set_of
 from captum_lrp_stab.zoo import Classifier
 
@@ -35,7 +38,7 @@ class Finding:
     name: str
     stabilizer: str
     finite: bool
-    origin: LayerTrace | None  # the first layer where NaN or Inf arose
+    origin: Origin | None  # the first layer where NaN or Inf arose
     score: float | None  # the target's output, as the form computes it
     sum_over_score: float | None
     values: Statistics  # of every value
@@ -111,13 +114,18 @@ def investigate(
 
     rule_set = rule_set_of(model, name_map, attention=attention)
 
-    def run(stabilizer: Stabilizer, trace: Trace | None = None) -> Propagation:
+    def run(
+        stabilizer: Stabilizer,
+        observer: Observer | None = None,
+        probes: tuple[Probe, ...] = (),
+    ) -> Propagation:
         return propagate(
             model,
             x,
             ready.target,
             rule_set=rule_set.changed(lambda rule: rule.with_stabilizer(stabilizer)),
-            trace=trace,
+            observer=observer,
+            probes=probes,
             form=forms.form_of(form, stabilizer),
         )
 
@@ -130,12 +138,12 @@ def investigate(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             done = run(stabilizer)
-            trace = Trace()
+            origin = None
             if not done.is_finite:
-                run(stabilizer, trace)  # once more, watched
+                again = partial(run, stabilizer)
+                origin = nonfinite_origin(again, done.operations, x.dtype)
         anomaly = _anomaly(partial(run, stabilizer)) if detect_anomaly else None
         said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-        origin = trace.origin()
         findings.append(_finding(name, stabilizer, done, origin, where, anomaly, said))
         heatmaps.append(done.relevances[0][0].to(torch.float64).sum(0))
     return Investigation(
@@ -160,7 +168,7 @@ def _finding(
     name: str,
     stabilizer: Stabilizer,
     done: Propagation,
-    origin: LayerTrace | None,
+    origin: Origin | None,
     where: tuple[Tensor, Tensor, Tensor],
     anomaly: str | None,
     said: tuple[str, ...],

@@ -22,7 +22,7 @@ that is exactly 0 stays 0 whatever it is multiplied by.
 Source: Montavon et al. 2019, ch. 10.2.2 and 10.3, Algorithm 8 in gradient form.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -105,57 +105,100 @@ def stabilized(group: Group, op: Affine, x: Tensor, d: Tensor, stabilize: Stabil
     return stabilize(d, magnitude)
 
 
-def relevance(
+class Division(Enum):
+    """How a form divides by the stabilized denominators."""
+
+    COEFFICIENT = "c z / s(d), where 0/0 is 0"
+    PROTECTED = "R / s(d), where 0/0 is 0"
+    BARE = "R / s(d)"
+    REWRITTEN = "c [z / s(d)]"  # the factor is part of the forward pass
+
+
+class Message(NamedTuple):
+    """What a group sends down through the weights, for each output."""
+
+    values: Tensor
+    denominators: Tensor
+    stabilized: Tensor
+    dead: Tensor | None  # outputs that send nothing, whatever they were handed; None: none
+
+
+def message(
+    group: Group,
+    op: Affine,
+    x: Tensor,
+    z: Tensor,
+    carried: Tensor,
+    stabilize: Stabilize,
+    division: Division,
+) -> Message | None:
+    """Return what the group makes of the coefficient or relevance ``carried`` for ``z``.
+
+    None where it is known to be 0 everywhere. As a coefficient it is 0 where ``c`` or ``z`` is 0,
+    and where the denominator is a sum of nothing: 0/0 is 0.
+    """
+    dead: Tensor | None = None
+    if division is Division.COEFFICIENT:
+        dead = (carried == 0) | (z == 0)
+    if group.outputs is not Part.ALL:
+        others = ~(z > 0 if group.outputs is Part.POSITIVE else z < 0)
+        dead = others if dead is None else dead | others
+        if division is Division.COEFFICIENT and bool(dead.all()):
+            return None
+    d = denominators(group, op, x, z)
+    if group.one_sign and division is Division.COEFFICIENT:
+        dead = d == 0 if dead is None else dead | (d == 0)
+    s = stabilized(group, op, x, d, stabilize)
+    if division is Division.PROTECTED:
+        nothing = (carried == 0) | (s == 0)
+        dead = nothing if dead is None else dead | nothing
+    by_ratio = division in (Division.COEFFICIENT, Division.REWRITTEN)
+    values = carried * (z / s) if by_ratio else carried / s
+    return Message(values if dead is None else values.masked_fill(dead, 0), d, s, dead)
+
+
+Sent = tuple[Group, Message]
+
+
+def messages(
     groups: Iterable[Group],
     op: Affine,
     x: Tensor,
     z: Tensor,
-    R: Tensor,
+    carried: Tensor,
     stabilize: Stabilize,
-    protected: bool = False,
-) -> Tensor:
-    """Return the relevance of ``x`` given the relevance ``R`` of ``z`` (relevance form).
-
-    With ``protected``, 0/0 is 0: nothing is handed down where R or a denominator is 0.
-    """
-    total = torch.zeros_like(x)
+    division: Division,
+) -> Iterator[Sent]:
+    """Yield each group with its message, without those that send nothing."""
     for group in groups:
-        d = denominators(group, op, x, z)
-        s = stabilized(group, op, x, d, stabilize)
-        message = R / s
-        if protected:
-            message = message.masked_fill((R == 0) | (s == 0), 0)
-        if group.outputs is not Part.ALL:
-            message = torch.where(_selected(group, z), message, torch.zeros_like(message))
+        sent = message(group, op, x, z, carried, stabilize, division)
+        if sent is not None:
+            yield group, sent
+
+
+def relevance(sent: Iterable[Sent], op: Affine, x: Tensor) -> Tensor:
+    """Return the relevance of ``x`` from the messages of its layer (relevance form)."""
+    total = torch.zeros_like(x)
+    for group, message in sent:
         for term in group.terms:
             share = group.share * term.sign
-            total = total + share * term.input(x) * op.vjp(message, x, term.weight)
+            total = total + share * term.input(x) * op.vjp(message.values, x, term.weight)
     return total
 
 
-def coefficient(
-    groups: Iterable[Group],
-    op: Affine,
-    x: Tensor,
-    z: Tensor,
-    c: Tensor,
-    stabilize: Stabilize,
-) -> Tensor:
-    """Return the coefficient of ``x`` given the coefficient ``c`` of ``z`` (gradient form).
+def coefficient(sent: Iterable[Sent], op: Affine, x: Tensor) -> Tensor:
+    """Return the coefficient of ``x`` from the messages of its layer (gradient form).
 
     Where a term has a constant in the place of x there is no coefficient, and the sum is relevance
     instead: a rule has either no constants or is treated as a whole in that way.
     """
     total: Tensor | None = None
-    for group in groups:
-        message = _message(group, op, x, z, c, stabilize)
-        if message is None:
-            continue
+    for group, message in sent:
         direct = any(term.constant is not None for term in group.terms)
         for term in group.terms:
             if term.part.is_empty(x):
                 continue
-            part = op.vjp(message, x, term.weight)
+            part = op.vjp(message.values, x, term.weight)
             if direct:
                 part = part * term.input(x)
             elif term.part is Part.POSITIVE and not Part.NEGATIVE.is_empty(x):
@@ -166,25 +209,3 @@ def coefficient(
             part = part if share == 1 else share * part
             total = part if total is None else total + part
     return torch.zeros_like(x) if total is None else total
-
-
-def _message(
-    group: Group, op: Affine, x: Tensor, z: Tensor, c: Tensor, stabilize: Stabilize
-) -> Tensor | None:
-    """Return ``c z / s(d)``, or None where it is 0 everywhere.
-
-    It is 0 where ``c`` or ``z`` is 0, and where the denominator is a sum of nothing: 0/0 is 0.
-    """
-    dead = (c == 0) | (z == 0)
-    if group.outputs is not Part.ALL:
-        dead |= ~_selected(group, z)
-        if bool(dead.all()):
-            return None
-    d = denominators(group, op, x, z)
-    if group.one_sign:
-        dead |= d == 0
-    return (c * (z / stabilized(group, op, x, d, stabilize))).masked_fill(dead, 0)
-
-
-def _selected(group: Group, z: Tensor) -> Tensor:
-    return z > 0 if group.outputs is Part.POSITIVE else z < 0

@@ -13,16 +13,18 @@ from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_lrp_stab import checks
+from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
     ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
 )
 from captum_lrp_stab.leaves import leaf_modules
+from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.propagation import Propagation, explain_nonfinite, propagate
+from captum_lrp_stab.propagation import Propagation, as_tuple, coarsest_dtype, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
-from captum_lrp_stab.trace import Trace
 from captum_lrp_stab.translation import Rules, rule_set_of
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -84,7 +86,7 @@ class _Explainer:
     ) -> Propagation:
         rule_set = self.current_rules()
 
-        def run(trace: Trace | None, probes: tuple[Probe, ...] = ()) -> Propagation:
+        def run(observer: Observer | None, probes: tuple[Probe, ...]) -> Propagation:
             return propagate(
                 self.model,
                 inputs,
@@ -93,7 +95,7 @@ class _Explainer:
                 rule_set=rule_set,
                 strict=self.strict,
                 probes=probes,
-                trace=trace,
+                observer=observer,
             )
 
         done = run(None, probes)
@@ -101,7 +103,10 @@ class _Explainer:
             for operation in (o for o in done.operations if o.rule is not None):
                 print(f"Applied {operation.rule} on layer {operation.name}")
         if self.nonfinite != "ignore" and not done.is_finite:
-            self._report_nonfinite(explain_nonfinite(run, self.model))
+            checks.check_parameters(self.model)
+            dtype = coarsest_dtype(self.model, as_tuple(inputs))
+            origin = diagnosing.nonfinite_origin(run, done.operations, dtype)
+            self._report_nonfinite(diagnosing.in_words(origin, dtype))
         return done
 
     def _report_nonfinite(self, where: str) -> None:

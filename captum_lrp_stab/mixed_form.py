@@ -24,6 +24,8 @@ from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm, times
 from captum_lrp_stab.interception import Call
+from captum_lrp_stab.kernel import Division
+from captum_lrp_stab.relevance_form import observed_relevance
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch
@@ -118,13 +120,12 @@ class MixedForm(GradientForm):
         x = site.x.detach()
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            result = site.rule.relevance(site.op, x, z, R, protected=True)
-            if self.trace is not None:
-                self.trace.backward(site.operation, R, result)
-            return (result,)
+            if self.observer is None:
+                return (site.rule.relevance(site.op, x, z, R, protected=True),)
+            return (observed_relevance(self.observer, site, x, z, R, Division.PROTECTED),)
 
-        if self.trace is not None:
-            self.trace.forward(site.operation, x, z)
+        if self.observer is not None:
+            self.observer.forward(site.operation, x, z, z)
         out: Tensor = Step.apply(backward, z, site.x)
         site.keep(z)
         return _marked(out)

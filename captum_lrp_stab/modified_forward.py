@@ -19,9 +19,9 @@ from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.interception import Call
-from captum_lrp_stab.kernel import Group, Part
-from captum_lrp_stab.sites import Operation, Site
-from captum_lrp_stab.trace import Trace
+from captum_lrp_stab.kernel import Division, Group, Part
+from captum_lrp_stab.observation import Observer, Passage
+from captum_lrp_stab.sites import Site
 
 
 class ModifiedForward(GradientForm):
@@ -55,14 +55,14 @@ class ModifiedForward(GradientForm):
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the modified output."""
         carrier = None if site.rule.proportional else self.carrier_of(site)
-        watch = None if self.trace is None else _Watch(self.trace, site.operation)
-        x = site.x if watch is None else watch.entering(site.x)
+        watch = None if self.observer is None else _Watch(self, self.observer, site)
+        x = site.x if watch is None else watch.entering()
         with torch.no_grad():
             # not call(): with a batch norm merged it would run on a layer modified already
             z = site.op.apply(x, site.op.weight, site.op.bias)
         total: Tensor | None = None
         for group in site.rule.groups(site.op, x.detach()):
-            d = _denominators(group, site, x, carrier)
+            d = _denominators(group, site, x, carrier, watch)
             with torch.no_grad():
                 s = kernel.stabilized(group, site.op, x, d.detach(), site.rule.stabilize)
             part = group.share * d * (z / s)
@@ -72,46 +72,52 @@ class ModifiedForward(GradientForm):
             total = part if total is None else total + part
         assert total is not None  # a rule has at least one group
         site.keep(total)
-        if watch is None:
-            return total
-        watch.trace.forward(site.operation, site.x, total)
-        return watch.leaving(total)
+        return total if watch is None else watch.leaving(z, total)
 
 
-def _denominators(group: Group, site: Site, x: Tensor, carrier: Tensor | None) -> Tensor:
+def _denominators(
+    group: Group, site: Site, x: Tensor, carrier: Tensor | None, watch: "_Watch | None"
+) -> Tensor:
     """Return the group's denominators, connected to x and, by the constants, to the carrier."""
     total: Tensor | None = None
     for term in group.terms:
         source = term.input(x)
         if term.constant is not None:
             constant = term.constant.detach().expand_as(x)
-            source = Step.apply(partial(_weighted, constant), constant, carrier)
+            weighted = partial(_weighted, constant, watch)
+            source = Step.apply(weighted, constant, carrier)
         d = term.sign * site.op.apply(source, term.weight, term.bias)
         total = d if total is None else total + d
     assert total is not None  # a group has at least one term
     return total
 
 
-def _weighted(constant: Tensor, gradient: Tensor) -> tuple[Tensor]:
-    return (constant * gradient,)
+def _weighted(constant: Tensor, watch: "_Watch | None", gradient: Tensor) -> tuple[Tensor]:
+    relevance = constant * gradient
+    if watch is not None:
+        watch.beside = relevance if watch.beside is None else watch.beside + relevance
+    return (relevance,)
 
 
 class _Watch:
-    """Lets a trace see what the backward pass carries into and out of one layer."""
+    """Lets an observer see what the backward pass carries into and out of one layer."""
 
-    def __init__(self, trace: Trace, operation: Operation) -> None:
-        self.trace = trace
-        self._operation = operation
+    def __init__(self, form: ModifiedForward, observer: Observer, site: Site) -> None:
+        self.beside: Tensor | None = None  # relevance of what the rule puts in the input's place
+        self._form, self._observer, self._site = form, observer, site
         self._upstream: Tensor | None = None
 
-    def entering(self, x: Tensor) -> Tensor:
+    def entering(self) -> Tensor:
         """Return a copy of the layer's input."""
-        copy: Tensor = Step.apply(self._hand_down, x.detach(), x)
+        self._x = self._site.x.detach().clone()  # the model may write over its own
+        copy: Tensor = Step.apply(self._hand_down, self._x, self._site.x)
         return copy
 
-    def leaving(self, z: Tensor) -> Tensor:
+    def leaving(self, z: Tensor, output: Tensor) -> Tensor:
         """Return a copy of the layer's output."""
-        copy: Tensor = Step.apply(self._take, z.detach(), z)
+        self._z, self._output = z, output.detach().clone()
+        self._observer.forward(self._site.operation, self._x, z, self._output)
+        copy: Tensor = Step.apply(self._take, self._output, output)
         return copy
 
     def _take(self, upstream: Tensor) -> tuple[Tensor]:
@@ -120,5 +126,24 @@ class _Watch:
 
     def _hand_down(self, downstream: Tensor) -> tuple[Tensor]:
         assert self._upstream is not None
-        self.trace.backward(self._operation, self._upstream, downstream)
+        site, how = self._site, Division.REWRITTEN
+        sent = site.rule.messages(site.op, self._x, self._z, self._upstream, how)
+        passage = Passage(
+            site.operation,
+            (self._x,),
+            self._output,
+            self._upstream,
+            (downstream,),
+            how,
+            self._form.relevance_of,
+            self._below,
+            site,
+            list(sent),
+            self._z,
+        )
+        self._observer.backward(passage)
         return (downstream,)
+
+    def _below(self, x: Tensor, carried: Tensor) -> Tensor:
+        relevance = self._form.relevance_of(x, carried)
+        return relevance if self.beside is None else relevance + self.beside

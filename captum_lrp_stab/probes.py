@@ -37,6 +37,10 @@ class Probe:
         """Drop what was noted, before another backward pass."""
         self.relevances = [None] * len(self.relevances)
 
+    def seen(self, t: Tensor) -> Tensor:
+        """Return a value, or what is carried for it, as its relevance is to be computed from."""
+        return t
+
     def note(self, position: int, relevance: Tensor) -> None:
         """Add the relevance of one use."""
         known = self.relevances[position]
@@ -162,7 +166,8 @@ class Probes:
         value, as_it_is = t.detach().clone(), self._form.carries_relevance(t)
 
         def hook(carried: Tensor) -> None:
-            probe.note(position, self._form.noted(value, carried, as_it_is))
+            noted = self._form.noted(probe.seen(value), probe.seen(carried), as_it_is)
+            probe.note(position, noted)
 
         t.register_hook(hook)  # type: ignore[no-untyped-call]
         self._form.branch(t, t, lambda R: probe.note(position, R))
@@ -171,7 +176,8 @@ class Probes:
         as_it_is = self._form.carries_relevance(t)
 
         def note(value: Tensor, carried: Tensor) -> None:
-            probe.note(position, self._form.noted(value, carried, as_it_is))
+            noted = self._form.noted(probe.seen(value), probe.seen(carried), as_it_is)
+            probe.note(position, noted)
 
         copy: Tensor = ProbeStep.apply(t, note)
         marks.carry(t, copy)

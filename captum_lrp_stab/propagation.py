@@ -19,10 +19,10 @@ from captum_lrp_stab import checks, operations
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.mixed_form import MixedForm
+from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation
-from captum_lrp_stab.trace import Trace
 
 
 @dataclass
@@ -49,7 +49,7 @@ def propagate(
     rule_set: RuleSet,
     strict: bool = False,
     probes: tuple[Probe, ...] = (),
-    trace: Trace | None = None,
+    observer: Observer | None = None,
     form: Callable[..., GradientForm] = GradientForm,
 ) -> Propagation:
     """Propagate relevance from ``target`` to ``inputs``; the model and tensors stay as they are.
@@ -62,7 +62,7 @@ def propagate(
         rule_set: The rule of each operation.
         strict: Refuse operations that would get their plain gradient.
         probes: Layers whose relevance is wanted too.
-        trace: Records non-finite values layer by layer.
+        observer: Is told of each layer.
         form: How relevance is carried.
 
     Raises:
@@ -75,12 +75,12 @@ def propagate(
     checks.check_inputs(xs)
     mode = form(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
-        output = _forward(mode, model, xs, additional_forward_args, probes, trace)
+        output = _forward(mode, model, xs, additional_forward_args, probes, observer)
         if mode.stretch is not None:  # known now, and not before
             mode = MixedForm(model, rule_set, mode.stretch)
-            if trace is not None:
-                trace.layers.clear()
-            output = _forward(mode, model, xs, additional_forward_args, probes, trace)
+            if observer is not None:
+                observer.restart()
+            output = _forward(mode, model, xs, additional_forward_args, probes, observer)
         if strict:
             done = mode.operations + _hidden_fallbacks(output)
             refuse([o.describe_fallback() for o in done if o.fallback and o.reached])
@@ -129,18 +129,28 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
     return inputs
 
 
+def coarsest_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.dtype:
+    """Return the coarsest dtype of the inputs, the floating parameters and an active autocast."""
+    parameters = (p for p in model.parameters() if p.is_floating_point())
+    dtypes = {t.dtype for t in (*inputs, *parameters)}
+    device = inputs[0].device.type
+    if torch.is_autocast_enabled(device) and dtypes != {torch.float64}:  # which it leaves alone
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(dtypes, key=lambda d: torch.finfo(d).eps)
+
+
 def _forward(
     mode: GradientForm,
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     additional_forward_args: Any,
     probes: tuple[Probe, ...] = (),
-    trace: Trace | None = None,
+    observer: Observer | None = None,
     whole: bool = False,
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
     extra = operations.mapped(_usable, tuple(extra))
-    stand_ins = mode.prepare(inputs, probes, trace)
+    stand_ins = mode.prepare(inputs, probes, observer)
     try:
         watch = mode.places.watch(mode.on_input, mode.on_output)
         with watch, torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
@@ -208,34 +218,3 @@ def score_of(output: Any, target: Any) -> Tensor:
             f"shape {shape}; give a target that selects one"
         )
     return score.reshape(len(score))
-
-
-def explain_nonfinite(rerun: Callable[[Trace], Any], model: nn.Module) -> str:
-    """Return where NaN or Inf first arose, found by tracing a second run, and what to do.
-
-    Raises:
-        ModelError: A parameter or buffer is the cause.
-    """
-    checks.check_parameters(model)
-    trace = Trace()
-    rerun(trace)
-    origin = trace.origin()
-    if origin is None:
-        return (
-            "it arose outside the layers with a rule, in the operations between them; look at "
-            "exp, log, division and sums of large values in the model's forward, or use a wider "
-            "dtype"
-        )
-    if origin.direction == "forward":
-        values = "pre-activations"
-        remedy = "its output overflows: use a wider dtype, or check the scale of its weights"
-    else:
-        values = "relevance"
-        remedy = (
-            "give that layer a stabilizer that keeps its denominators away from 0, such as "
-            "stabilizers.Signed(1e-6), or use a wider dtype"
-        )
-    return (
-        f"{origin.after} non-finite values of {values} first arose in layer '{origin.name}' under "
-        f"{origin.rule}; {remedy}"
-    )

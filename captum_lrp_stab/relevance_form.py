@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import operations, stabilizers
+from captum_lrp_stab import kernel, operations, stabilizers
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.interception import Call
+from captum_lrp_stab.kernel import Division
+from captum_lrp_stab.observation import Observer, Passage, as_it_is
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stabilizers import Identity, StabilizerLike
@@ -83,13 +85,12 @@ class RelevanceForm(GradientForm):
         site.keep(z)
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            result = site.rule.relevance(site.op, x, z, R)
-            if self.trace is not None:
-                self.trace.backward(site.operation, R, result)
-            return (result,)
+            if self.observer is None:
+                return (site.rule.relevance(site.op, x, z, R),)
+            return (observed_relevance(self.observer, site, x, z, R, Division.BARE),)
 
-        if self.trace is not None:
-            self.trace.forward(site.operation, x, z)
+        if self.observer is not None:
+            self.observer.forward(site.operation, x, z, z)
         return Step.apply(backward, z, site.x)  # type: ignore[no-any-return]
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
@@ -128,13 +129,26 @@ class RelevanceForm(GradientForm):
         inputs = {key: t for key, t in inputs.items() if id(points[key]) in taking}
 
         def backward(R: Tensor) -> tuple[Tensor, ...]:
-            message = R / stabilizers.apply(self.stabilizer, z.detach(), magnitude)
+            s = stabilizers.apply(self.stabilizer, z.detach(), magnitude)
+            message = R / s
             xs = tuple(points[key] for key in inputs)
             gradients = torch.autograd.grad(z, xs, message)
             results = tuple(x.detach() * g for x, g in zip(xs, gradients, strict=True))
-            if self.trace is not None:
-                handed_down = torch.cat([r.flatten() for r in results])
-                self.trace.backward(operation, R, handed_down)
+            if self.observer is not None:
+                self.observer.backward(
+                    Passage(
+                        operation,
+                        tuple(x.detach() for x in xs),
+                        z.detach(),
+                        R,
+                        results,
+                        Division.BARE,
+                        as_it_is,
+                        as_it_is,
+                        stabilized=s,
+                        magnitude=magnitude,
+                    )
+                )
             return results
 
         out = Step.apply(backward, z.detach(), *inputs.values())
@@ -150,6 +164,22 @@ class RelevanceForm(GradientForm):
             f"{reason}, and passing its gradient on as relevance would be wrong; use the gradient "
             "form"
         )
+
+
+def observed_relevance(
+    observer: Observer, site: Site, x: Tensor, z: Tensor, R: Tensor, division: Division
+) -> Tensor:
+    """Return the relevance of ``x``, and tell an observer."""
+    rule, op, sent = site.rule, site.op, None
+    if rule.is_by_messages:
+        sent = list(rule.messages(op, x, z, R, division))
+        result = kernel.relevance(sent, op, x)
+    else:
+        result = rule.relevance(op, x, z, R, division is Division.PROTECTED)
+    observer.backward(
+        Passage(site.operation, (x,), z, R, (result,), division, as_it_is, as_it_is, site, sent)
+    )
+    return result
 
 
 def _unchanged(R: Tensor) -> tuple[Tensor]:

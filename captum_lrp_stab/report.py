@@ -14,11 +14,13 @@ from typing import Any
 import captum
 import torch
 
-from captum_lrp_stab import drawing
+from captum_lrp_stab import choices, drawing
 from captum_lrp_stab._version import __version__
+from captum_lrp_stab.diagnosis.nonfinite import in_words
 from captum_lrp_stab.errors import ReportError
 from captum_lrp_stab.investigation import Finding, Investigation
 from captum_lrp_stab.summary import Place, Statistics
+from captum_lrp_stab.tables import without_nonfinite
 
 _CHANNELS = ("red", "green", "blue")
 
@@ -74,7 +76,7 @@ def to_json(investigation: Investigation, picture: str) -> str:
             "captum": captum.__version__,
             "torch": torch.__version__,
         },
-        "findings": [asdict(finding) for finding in investigation.findings],
+        "findings": [without_nonfinite(asdict(f)) for f in investigation.findings],
     }
     return json.dumps(content, indent=2, allow_nan=False)
 
@@ -180,7 +182,7 @@ def notes(investigation: Investigation) -> list[str]:
     lines = []
     for finding in investigation.findings:
         if not finding.finite:
-            lines.append(f"{finding.name}: {_origin(finding)}")
+            lines.append(f"{finding.name}: {_origin(finding, investigation.dtype)}")
         score = finding.score
         if score is not None and abs(score - investigation.score) > 1e-3 * abs(investigation.score):
             lines.append(f"{finding.name}: {_change(investigation.score, score)}")
@@ -207,18 +209,14 @@ def _change(before: float, after: float) -> str:
     return f"{text} ({change:+.0f}%)" if abs(change) < 1000 else text
 
 
-def _origin(finding: Finding) -> str:
+def _origin(finding: Finding, dtype: str) -> str:
     counts = f"{finding.values.nan} NaN and {finding.values.infinite} Inf values of relevance"
     if finding.score is None:
         counts = f"the score is not finite; {counts}"
     origin = finding.origin
     if origin is None:
         return f"{counts}; they arose outside the layers with a rule"
-    what = "pre-activations" if origin.direction == "forward" else "values of relevance"
-    return (
-        f"{counts}; the first arose in layer {origin.name}, in the {origin.direction} pass: "
-        f"{origin.after} non-finite {what} under {origin.rule}"
-    )
+    return f"{counts}; {in_words(origin, choices.dtype_of(dtype))}"
 
 
 def _subject(investigation: Investigation) -> dict[str, Any]:

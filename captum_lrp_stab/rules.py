@@ -53,6 +53,11 @@ class EpsilonRule(Rule):
         self.signed = signed
         self._shift = Signed(epsilon) if signed else Additive(epsilon)
 
+    @property
+    def moves_away_from_0(self) -> bool:
+        """Whether no denominator ever comes nearer to 0 by epsilon or the stabilizer."""
+        return super().moves_away_from_0 and (self.signed or not self.epsilon)
+
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group with the layer's own weights."""
         return (Group((Term(op.weight, op.bias),)),)

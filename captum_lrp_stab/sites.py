@@ -1,5 +1,6 @@
 """Operations of a forward pass, and what the backward pass of a rule-bearing layer needs."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,17 @@ class Operation:
         if not any(t._is_view() and id(t) in written for t in outputs):
             self.nodes = tuple(t.grad_fn for t in outputs)
         # else a view was written to, which rewrites the graph: count it as reached
+
+
+def names_of(operations: Sequence[Operation]) -> list[str]:
+    """Return a name for each use of each layer: ``relu``, ``relu[1]``, ..."""
+    counted: Counter[str] = Counter()
+    names = []
+    for operation in operations:
+        use = counted[operation.name]
+        counted[operation.name] += 1
+        names.append(f"{operation.name}[{use}]" if use else operation.name)
+    return names
 
 
 def link(operations: Sequence[Operation]) -> None:

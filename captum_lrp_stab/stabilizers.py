@@ -36,6 +36,8 @@ class Stabilizer(ABC):
 
     #: Whether ``stabilize`` needs the layer's sum of absolute contributions.
     needs_magnitude = False
+    #: Whether no denominator ever comes nearer to 0.
+    moves_away_from_0 = False
 
     @property
     def is_elementwise(self) -> bool:
@@ -87,6 +89,7 @@ class Signed(_EpsilonStabilizer):
     """
 
     relative: bool = False
+    moves_away_from_0 = True
 
     @property
     def is_elementwise(self) -> bool:
@@ -146,6 +149,8 @@ class Additive(_EpsilonStabilizer):
 class Clip(_EpsilonStabilizer):
     r"""Move only denominators nearer to zero than epsilon: :math:`\mathrm{sign}(z)\max(|z|, ε)`."""
 
+    moves_away_from_0 = True
+
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``sign(z) * max(|z|, epsilon)``, sign(0) = +1."""
         epsilon = effective_epsilon(self, self.epsilon, z.dtype)
@@ -155,6 +160,8 @@ class Clip(_EpsilonStabilizer):
 @dataclass(frozen=True)
 class Identity(Stabilizer):
     """No stabilizer: the bare denominator."""
+
+    moves_away_from_0 = True
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z``."""
@@ -180,6 +187,7 @@ class RoundingAware(Stabilizer):
 
     factor: float = 8.0
     needs_magnitude = True
+    moves_away_from_0 = True
 
     def __post_init__(self) -> None:
         _check_non_negative("factor", self.factor)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
 from captum_lrp_stab import EpsilonRule, GammaRule, presets, stabilizers, zoo
+from captum_lrp_stab.diagnosis.locating import locate
+from captum_lrp_stab.diagnosis.observing import Collector, records_of
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.forms import NAMES, form_of
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.stabilizers import Signed
-from captum_lrp_stab.trace import Trace
 from captum_lrp_stab.translation import rule_set_of
 
 DATA = Path(__file__).parents[1] / "data"
@@ -166,10 +167,10 @@ def test_texture_makes_no_denominator_0() -> None:
 
 @pytest.mark.parametrize("form", OTHERS)
 def test_constant_areas_give_nan_where_the_division_is_bare(form: str) -> None:
-    trace = Trace()
-    done = run(study_network(), read("constant_areas.png"), form, trace=trace)
+    collector = Collector()
+    done = run(study_network(), read("constant_areas.png"), form, observer=collector)
     assert done.relevances[0].isnan().any()
-    origin = trace.origin()
+    origin = locate(records_of(collector, (), done.operations, torch.float32))
     assert origin is not None
     assert origin.name == "0"
     assert origin.direction == ("backward" if form == "relevance" else "forward")

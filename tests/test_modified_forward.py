@@ -7,9 +7,10 @@ from studies import random_input, run
 from torch import nn
 
 from captum_lrp_stab import FlatRule, ZBoxRule, stabilizers
+from captum_lrp_stab.diagnosis.locating import locate
+from captum_lrp_stab.diagnosis.observing import Collector, records_of
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.stabilizers import Signed
-from captum_lrp_stab.trace import Trace
 
 
 def test_the_stabilizer_changes_the_output() -> None:
@@ -36,26 +37,24 @@ def test_bounds_collect_relevance_too() -> None:
 
 def test_0_over_0_is_nan_in_the_forward_pass() -> None:
     layer = nn.Linear(2, 2, bias=False)
-    trace = Trace()
-    done = run(layer, torch.zeros(1, 2), "modified-forward", trace=trace)
+    collector = Collector()
+    done = run(layer, torch.zeros(1, 2), "modified-forward", observer=collector)
     assert done.score.isnan().all()
-    origin = trace.origin()
+    origin = locate(records_of(collector, (), done.operations, torch.float32))
     assert origin is not None
-    assert (origin.name, origin.direction, origin.before, origin.after) == ("", "forward", 0, 2)
+    assert (origin.name, origin.direction, origin.count) == ("", "forward", 2)
 
 
 def test_a_merged_batch_norm_is_traced_once() -> None:
     model = networks.build(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     )
-    trace = Trace()
-    run(model, random_input(1, 3, 4, 4), "modified-forward", stabilizer=Signed(1e-9), trace=trace)
-    assert [(t.name, t.direction) for t in trace.layers] == [
-        ("0", "forward"),
-        ("3", "forward"),
-        ("3", "backward"),
-        ("0", "backward"),
-    ]
+    collector = Collector()
+    x = random_input(1, 3, 4, 4)
+    done = run(model, x, "modified-forward", stabilizer=Signed(1e-9), observer=collector)
+    assert [operation.name for operation, _ in collector.found] == ["3", "0"]
+    records = records_of(collector, (), done.operations, torch.float32)
+    assert [(record.name, record.batch_norm) for record in records] == [("0", "1"), ("3", "")]
 
 
 def test_a_merged_batch_norm_is_one_layer() -> None:
@@ -71,12 +70,12 @@ def test_an_overflow_of_the_gradient_is_located() -> None:
     with torch.no_grad():
         model[0].weight.fill_(1e200)
         model[1].weight.fill_(1e200)
-    trace = Trace()
+    collector = Collector()
     x = torch.full((1, 1), 1e-200, dtype=torch.float64)
-    done = run(model, x, "modified-forward", stabilizer=Signed(0.0), target=0, trace=trace)
+    done = run(model, x, "modified-forward", stabilizer=Signed(0.0), target=0, observer=collector)
     assert done.score.isfinite().all()
     assert not done.is_finite
-    origin = trace.origin()
+    origin = locate(records_of(collector, (), done.operations, torch.float64))
     assert origin is not None
     assert (origin.name, origin.direction) == ("0", "backward")
 

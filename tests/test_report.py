@@ -42,7 +42,7 @@ def test_markdown_has_tables_of_equal_width(study: Investigation) -> None:
         table = lines[first : first + 2 + len(rows)]
         assert {line.count("|") for line in table} == {len(header) + 1}
     assert "![heatmaps over the picture](heatmaps.png)" in text
-    assert "the first arose in layer 0, in the backward pass" in text
+    assert "non-finite values of relevance first arose in layer '0' under" in text
 
 
 def test_three_files_are_written(study: Investigation, tmp_path: Path) -> None:

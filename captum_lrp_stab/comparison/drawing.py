@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from captum_lrp_stab.comparison.pair import LayerAgreement
-from captum_lrp_stab.comparison.result import Comparison, number
+from captum_lrp_stab.comparison.result import Comparison
 from captum_lrp_stab.panels import COLOURS, NONFINITE, fade, title
+from captum_lrp_stab.tables import number
 
 _SATURATED = 99.5  # percentile of the reference's absolute values at which colours saturate
 _MOST_NAMES = 40

@@ -1,7 +1,6 @@
 """Two runs side by side, layer by layer, and the first place at which they part."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import Agreement, agreement, relative_difference
 from captum_lrp_stab.comparison.recording import Recording, Use
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.sites import Operation, names_of
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,6 @@ class Divergence:
     direction: str  # "forward" or "backward"
     relative_l2: float | None  # None where a side is not finite
     candidates: tuple[str, ...]
-
-
-def names_of(operations: Sequence[Operation]) -> list[str]:
-    """Return a name for each use of each layer: ``relu``, ``relu[1]``, ..."""
-    counted: Counter[str] = Counter()
-    names = []
-    for operation in operations:
-        use = counted[operation.name]
-        counted[operation.name] += 1
-        names.append(f"{operation.name}[{use}]" if use else operation.name)
-    return names
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The result of a comparison, as a record, a table and JSON."""
 
-import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +9,7 @@ from captum_lrp_stab.comparison.agreement import Agreement
 from captum_lrp_stab.comparison.judging import Verdict
 from captum_lrp_stab.comparison.known import KnownDifference
 from captum_lrp_stab.comparison.pair import Divergence, LayerAgreement
+from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +55,12 @@ class Comparison:
         content["overall"] = asdict(self.overall)
         content["first"] = None if self.first is None else asdict(self.first)
         content["layers"] = [asdict(layer) for layer in self.layers]
-        clean: dict[str, Any] = _without_nonfinite(content)
+        clean: dict[str, Any] = without_nonfinite(content)
         return clean
 
     def to_json(self) -> str:
         """Return everything but the maps as a JSON object; what is NaN or Inf is null."""
-        return json.dumps(self.facts(), indent=2, allow_nan=False)
+        return to_json(self.facts())
 
     def table(self, every: bool = True) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return a header and rows of text, from the first layer to the last.
@@ -82,16 +81,14 @@ class Comparison:
     def __str__(self) -> str:
         """Return the verdict, the overall agreement and a table of the layers."""
         header, rows = self.table()
-        lines = [header, *rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i < _WORDS else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([f"{self.verdict}: {self.explanation}", *self.notes(), "", *text])
+        return "\n".join(
+            [
+                f"{self.verdict}: {self.explanation}",
+                *self.notes(),
+                "",
+                to_text(header, rows, _WORDS),
+            ]
+        )
 
     def notes(self) -> list[str]:
         """Return what each known difference means, a line each."""
@@ -122,18 +119,3 @@ def cells(agreement: Agreement | None) -> tuple[str, ...]:
         for total, count in ((a.total, a.nonfinite), (a.reference_total, a.reference_nonfinite))
     )
     return (number(a.relative_l2), *shares, *totals)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Return a number in few digits."""
-    return "-" if value is None else f"{value:.{digits}g}"
-
-
-def _without_nonfinite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nonfinite(item) for item in value]
-    return value

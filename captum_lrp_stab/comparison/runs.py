@@ -14,13 +14,13 @@ from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
-from captum_lrp_stab.comparison.pair import Divergence, Pair, names_of
+from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.removals import Trial
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.sites import Operation, names_of
 
 ROUNDINGS = 30.0
 """What rounding in every layer may add up to, as multiples of one rounding of the inputs."""

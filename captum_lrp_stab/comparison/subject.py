@@ -14,7 +14,7 @@ from captum_lrp_stab.comparison.recording import Recording, Uses
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped
-from captum_lrp_stab.propagation import operations_of, propagate
+from captum_lrp_stab.propagation import coarsest_dtype, operations_of, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -133,12 +133,7 @@ class Subject:
     @property
     def dtype(self) -> torch.dtype:
         """The coarsest dtype of the inputs, the floating parameters and an active autocast."""
-        parameters = (p for p in self.model.parameters() if p.is_floating_point())
-        dtypes = {t.dtype for t in (*self.inputs, *parameters)}
-        device = self.inputs[0].device.type
-        if torch.is_autocast_enabled(device) and dtypes != {torch.float64}:  # which it leaves alone
-            dtypes.add(torch.get_autocast_dtype(device))
-        return max(dtypes, key=lambda d: torch.finfo(d).eps)
+        return coarsest_dtype(self.model, self.inputs)
 
 
 def on(rule: Rule, layer: str) -> Rule:

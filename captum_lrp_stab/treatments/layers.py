@@ -126,4 +126,6 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     if padding != "constant" or not bound.get("value"):
         padded = Padded(x, x._version, Pad(tuple(bound["pad"]), padding), operation)
         marks.put(out, "padded", padded)
+    else:
+        operation.treatment = "moved, beside a constant"
     return out

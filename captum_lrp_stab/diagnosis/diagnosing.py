@@ -1,0 +1,133 @@
+"""``diagnose``: where relevance is lost, amplified or destroyed in one attribution, and why."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_lrp_stab import checks, forms
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.diagnosis.causes import cause_of
+from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.receptive_field import receptive_field
+from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
+from captum_lrp_stab.diagnosis.watching import in_float64, watch
+from captum_lrp_stab.errors import InputError, LRPError
+from captum_lrp_stab.propagation import as_tuple
+from captum_lrp_stab.rule_set import Attention
+from captum_lrp_stab.stabilizers import StabilizerLike
+from captum_lrp_stab.translation import Rules
+
+
+def diagnose(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    rules: Rules = None,
+    *,
+    form: str = "gradient",
+    stabilizer: StabilizerLike | None = None,
+    additional_forward_args: Any = None,
+    attention: Attention = "attnlrp",
+    merge_batch_norm: bool = True,
+    threshold: float = THRESHOLD,
+) -> Diagnosis:
+    """Attribute, and look at every layer on the way.
+
+    Args:
+        model: See :class:`captum_lrp_stab.LRP`; likewise ``inputs``, ``target``, ``rules``,
+            ``additional_forward_args``, ``attention`` and ``merge_batch_norm``.
+        inputs: A tensor ``(N, ...)`` or a tuple of them. Records are sums over the batch.
+        target: The output to explain.
+        rules: A name_map, a preset, or None for the rules set on the modules.
+        form: How relevance is carried, one of ``forms.NAMES``: ``"gradient"`` (as :class:`LRP`),
+            ``"relevance"`` (as stock Captum and zennit) or ``"modified-forward"``.
+        stabilizer: Takes the place of every rule's stabilizer.
+        additional_forward_args: Further arguments of the model.
+        attention: ``"attnlrp"`` or ``"cp"``.
+        merge_batch_norm: Treat batch norm after a linear layer as one layer with it.
+        threshold: How many times the relevance it received a layer, or one neuron of it, may hand
+            down before it counts as unstable.
+
+    Raises:
+        InputError: ``threshold`` is no number above 1, or the form is unknown.
+        LRPError: As :meth:`captum_lrp_stab.LRP.attribute`.
+
+    Example:
+        >>> import torch
+        >>> from captum_lrp_stab import diagnose, presets
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+        ... )
+        >>> found = diagnose(model, torch.ones(1, 4), 1, presets.epsilon())
+        >>> found.verdict, [layer.name for layer in found.layers]
+        ('stable', ['0', '2'])
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 1:
+        raise InputError(f"threshold is {threshold!r}; give a number above 1, such as 1000")
+    subject = Subject(
+        model,
+        as_tuple(inputs),
+        target,
+        additional_forward_args,
+        rules,
+        stabilizer,
+        attention,
+        merge_batch_norm,
+        form=forms.form_of(form, stabilizer),
+    )
+    checks.check_model(model)
+    checks.check_inputs(subject.inputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seen = watch(subject)
+    origin = locate(seen.records, threshold)
+    finite = seen.done.is_finite and (origin is None or origin.is_finite)
+    verdict: Verdict = "not finite" if not finite else "stable" if origin is None else "unstable"
+    return Diagnosis(
+        verdict,
+        form,
+        str(subject.dtype).removeprefix("torch."),
+        float(threshold),
+        seen.ledger,
+        seen.records,
+        origin,
+        None if origin is None else cause_of(origin, subject.dtype),
+        () if origin is None else _sees(subject, origin),
+        None if origin is None else _is_stable_in_float64(subject, threshold),
+        tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        seen.done.relevances,
+        seen.done.score,
+    )
+
+
+def _is_stable_in_float64(subject: Subject, threshold: float) -> bool | None:
+    """Return whether the same attribution has no trouble in float64; None if that is unknown."""
+    if subject.dtype == torch.float64:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return locate(in_float64(subject).records, threshold) is None
+    except LRPError:
+        return None
+
+
+def _sees(subject: Subject, origin: Origin) -> tuple[str, ...]:
+    """Return which part of each input the neuron depends on, in words."""
+    if origin.neuron is None:
+        return ()
+    try:
+        boxes = receptive_field(
+            subject.model,
+            subject.inputs,
+            subject.additional_forward_args,
+            subject.rule_set(),
+            origin.layer,
+            origin.neuron.index,
+            origin.use,
+        )
+    except LRPError:
+        return ()
+    return tuple("nothing" if box is None else box.describe() for box in boxes)
