@@ -12,6 +12,7 @@ Example:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.gradient_form import GradientForm
@@ -21,6 +22,7 @@ from captum_lrp_stab.stabilizers import StabilizerLike
 
 Form = Callable[..., GradientForm]
 NAMES = ("gradient", "relevance", "modified-forward")
+_FORMS = (GradientForm, RelevanceForm, ModifiedForward)
 
 
 def form_of(name: str, stabilizer: StabilizerLike | None = None) -> Form:
@@ -38,3 +40,15 @@ def form_of(name: str, stabilizer: StabilizerLike | None = None) -> Form:
     if name == "relevance":
         return partial(RelevanceForm, stabilizer=stabilizer)
     return GradientForm if name == "gradient" else ModifiedForward
+
+
+def name_of(form: Form) -> str:
+    """Return the name of a form.
+
+    Example:
+        >>> name_of(form_of("relevance", 1e-6))
+        'relevance'
+    """
+    cls = form.func if isinstance(form, partial) else form
+    by_class: dict[Any, str] = dict(zip(_FORMS, NAMES, strict=True))
+    return by_class.get(cls, getattr(cls, "__name__", repr(cls)))

@@ -28,7 +28,8 @@ HELD = 0.0
 def _sharing(t: Tensor, share: float) -> Tensor:
     """Return ``t``, which gets a share of what is handed down to it."""
     alias = t.view_as(t)
-    alias.register_hook(lambda c: c * share)  # type: ignore[no-untyped-call]
+    if alias.requires_grad:
+        alias.register_hook(lambda c: c * share)  # type: ignore[no-untyped-call]
     return alias
 
 

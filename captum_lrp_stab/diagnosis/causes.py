@@ -11,6 +11,8 @@ import torch
 from captum_lrp_stab.diagnosis.locating import Origin, Trouble
 from captum_lrp_stab.diagnosis.records import Neuron
 
+_ORDINARY = 1000.0
+"""How many times the median denominator contributions may sum up to, without being large."""
 _SIGNED = "give the layer a stabilizer that moves denominators away from 0, such as Signed(1e-6)"
 
 
@@ -62,7 +64,7 @@ def cause_of(origin: Origin, dtype: torch.dtype) -> Cause:
             f"the stabilizer moves the denominator from {d:.4g} to {s:.4g}, nearer to 0",
             "take one that moves denominators away from 0: Signed with the same epsilon",
         )
-    return _small(neuron, d, s, dtype)
+    return _small(neuron, d, s, origin.typical or 0.0, dtype)
 
 
 def _division_by_0(neuron: Neuron, d: float, dtype: str) -> Cause:
@@ -88,25 +90,25 @@ def _division_by_0(neuron: Neuron, d: float, dtype: str) -> Cause:
     )
 
 
-def _small(neuron: Neuron, d: float, s: float, dtype: torch.dtype) -> Cause:
+def _small(neuron: Neuron, d: float, s: float, typical: float, dtype: torch.dtype) -> Cause:
     magnitude = neuron.magnitude or 0.0
     noise = torch.finfo(dtype).eps / 2 * magnitude
     ratio = magnitude / abs(d) if d else math.inf
     sums = f"contributions of {magnitude:.3g} in all add up to {d:.3g}"
-    if abs(d) <= noise:
-        return Cause(
-            "cancellation",
-            f"{sums}, which is less than their rounding error: the denominator is noise",
-            "give the layer RoundingAware(8), which moves only such denominators, or a larger "
-            "epsilon; or use a wider dtype",
-        )
-    if abs(neuron.relevance) > abs(d) and abs(d) < 1e-3:
+    if magnitude <= _ORDINARY * typical and abs(neuron.relevance) > abs(d):
         return Cause(
             "near zero",
             f"relevance of {neuron.relevance:.3g} is divided by {s:.3g}: a rule above hands down "
             "relevance that is not proportional to this layer's output",
             "give the layer a larger epsilon, or the layers above a rule that is proportional to "
             "its input (epsilon, gamma, z-plus)",
+        )
+    if abs(d) <= noise:
+        return Cause(
+            "cancellation",
+            f"{sums}, which is less than their rounding error: the denominator is noise",
+            "give the layer RoundingAware(8), which moves only such denominators, or a larger "
+            "epsilon; or use a wider dtype",
         )
     return Cause(
         "cancellation",

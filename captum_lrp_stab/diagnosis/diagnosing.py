@@ -14,6 +14,7 @@ from captum_lrp_stab.diagnosis.receptive_field import receptive_field
 from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
 from captum_lrp_stab.diagnosis.watching import in_float64, watch
 from captum_lrp_stab.errors import InputError, LRPError
+from captum_lrp_stab.forms import Form
 from captum_lrp_stab.propagation import as_tuple
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -26,7 +27,7 @@ def diagnose(
     target: Any = None,
     rules: Rules = None,
     *,
-    form: str = "gradient",
+    form: str | Form = "gradient",
     stabilizer: StabilizerLike | None = None,
     additional_forward_args: Any = None,
     attention: Attention = "attnlrp",
@@ -42,7 +43,8 @@ def diagnose(
         target: The output to explain.
         rules: A name_map, a preset, or None for the rules set on the modules.
         form: How relevance is carried, one of ``forms.NAMES``: ``"gradient"`` (as :class:`LRP`),
-            ``"relevance"`` (as stock Captum and zennit) or ``"modified-forward"``.
+            ``"relevance"`` (as stock Captum and zennit) or ``"modified-forward"``; or one that
+            :func:`captum_lrp_stab.forms.form_of` returns.
         stabilizer: Takes the place of every rule's stabilizer.
         additional_forward_args: Further arguments of the model.
         attention: ``"attnlrp"`` or ``"cp"``.
@@ -75,7 +77,7 @@ def diagnose(
         stabilizer,
         attention,
         merge_batch_norm,
-        form=forms.form_of(form, stabilizer),
+        form=forms.form_of(form, stabilizer) if isinstance(form, str) else form,
     )
     checks.check_model(model)
     checks.check_inputs(subject.inputs)
@@ -87,7 +89,7 @@ def diagnose(
     verdict: Verdict = "not finite" if not finite else "stable" if origin is None else "unstable"
     return Diagnosis(
         verdict,
-        form,
+        form if isinstance(form, str) else forms.name_of(form),
         str(subject.dtype).removeprefix("torch."),
         float(threshold),
         seen.ledger,

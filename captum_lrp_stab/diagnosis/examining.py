@@ -41,6 +41,7 @@ from captum_lrp_stab.diagnosis.records import (
 )
 from captum_lrp_stab.kernel import Division, Group, Message
 from captum_lrp_stab.observation import Passage, wide
+from captum_lrp_stab.sites import Operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +59,20 @@ class _Sent:
     distributed: Tensor | None  # outputs whose relevance goes anywhere; None: all
 
 
-def examine(passage: Passage) -> LayerRecord:
-    """Return the record of one use of one layer."""
+def examine(passage: Passage, overflow: tuple[int, ...] | None = None) -> LayerRecord:
+    """Return the record of one use of one layer.
+
+    Args:
+        passage: The layer.
+        overflow: The first output that is not finite, if that is known from the forward pass.
+    """
     received = passage.received()
     record = _outline(passage, received)
     with torch.no_grad():
         sent = _sent(passage)
         if sent is None:  # a rule with a backward pass of its own, of which nothing is known
             return replace(record, shares=_unexplained(record))
-        return _completed(record, passage, received, sent)
+        return _completed(record, passage, received, sent, overflow)
 
 
 def outline(passage: Passage) -> LayerRecord:
@@ -104,6 +110,22 @@ def _outline(passage: Passage, received: Tensor) -> LayerRecord:
 
 def _unexplained(record: LayerRecord) -> Shares:
     return Shares(rule=record.received.total - record.handed_down.total)
+
+
+def absorbed(operation: Operation, lost: float, record: LayerRecord, dtype: torch.dtype) -> Shares:
+    """Return what an operation without a rule loses, by what absorbs it.
+
+    Args:
+        operation: The operation.
+        lost: Relevance received less relevance handed down.
+        record: With the flow at both ends.
+        dtype: Of the pass.
+    """
+    if abs(lost) <= 64 * torch.finfo(dtype).eps * (record.received.l1 + record.handed_down.l1):
+        return Shares(rounding=lost)
+    if operation.fallback or operation.treatment.startswith("softmax"):
+        return Shares(operation=lost)
+    return Shares(bias=lost)  # of a sum with a constant, a normalisation, ...
 
 
 def _sent(passage: Passage) -> list[_Sent] | None:
@@ -153,7 +175,11 @@ def _of_group(passage: Passage, group: Group, op: Affine, x: Tensor, sent: Messa
 
 
 def _completed(
-    record: LayerRecord, passage: Passage, received: Tensor, sent: list[_Sent]
+    record: LayerRecord,
+    passage: Passage,
+    received: Tensor,
+    sent: list[_Sent],
+    overflow: tuple[int, ...] | None,
 ) -> LayerRecord:
     bias = stabilizer = explained = excess = 0.0
     emitted: Tensor | None = None
@@ -184,8 +210,12 @@ def _completed(
         excess += added
         denominators = found if denominators is None else denominators + found
     shares = Shares(bias, stabilizer, record.received.total - explained)
-    rounding = record.received.total - record.handed_down.total - shares.total
-    record = replace(record, shares=replace(shares, rounding=rounding), denominators=denominators)
+    rest = record.received.total - record.handed_down.total - shares.total
+    if passage.site is None:
+        shares += absorbed(passage.operation, rest, record, passage.z.dtype)
+    else:
+        shares += Shares(rounding=rest)
+    record = replace(record, shares=shares, denominators=denominators)
     if emitted is None or gain is None:
         return record
     l1 = record.received.l1
@@ -196,6 +226,7 @@ def _completed(
         growth = total_of(after) / below if below else 1.0
         grown = index_of_largest(after - before) if growth > 1 else None
     loudest = grown or index_of_largest(emitted)
+    bad = overflow or _first_bad(passage, sent) or _overflowing(record, passage, sent)
     return replace(
         record,
         gain=float(gain.nan_to_num(0.0).max()),
@@ -203,7 +234,7 @@ def _completed(
         excess=excess / l1 if l1 else 0.0,
         growth=growth,
         strongest=_neuron(loudest, passage, received, sent, emitted),
-        first_nonfinite=_neuron(_first_bad(passage, sent), passage, received, sent, emitted),
+        first_nonfinite=_neuron(bad, passage, received, sent, emitted),
     )
 
 
@@ -256,6 +287,23 @@ def _first_bad(passage: Passage, sent: list[_Sent]) -> tuple[int, ...] | None:
         return None
     bad = torch.stack([~t.isfinite() for t in tensors]).any(0)
     return first_index(bad)
+
+
+def _overflowing(
+    record: LayerRecord, passage: Passage, sent: list[_Sent]
+) -> tuple[int, ...] | None:
+    """Return the output whose message, though finite, is too large times the layer's weights."""
+    if not record.handed_down.nonfinite or passage.site is None or passage.messages is None:
+        return None
+    op, (x,) = passage.site.op, passage.inputs
+    ones = torch.ones_like(wide(x))
+    total: Tensor | None = None
+    for (group, _), one in zip(passage.messages, sent, strict=True):
+        for term in group.terms:
+            with torch.autocast(x.device.type, enabled=False):
+                size = one.message.abs() * op.magnitude(ones, wide(term.weight), None)
+            total = size if total is None else total + size
+    return None if total is None else index_of_largest(total)
 
 
 def _neuron(

@@ -53,6 +53,7 @@ class Origin:
     factor: float | None
     neuron: Neuron | None
     input: Input | None
+    typical: float | None  # the median of the layer's |denominators|
     layer: str  # the name without the number of the use
     use: int
 
@@ -107,6 +108,7 @@ def _origin(record: LayerRecord, trouble: Trouble) -> Origin:
         factor,
         neuron or record.strongest,
         record.nonfinite_input if not_finite else None,
+        None if record.denominators is None else record.denominators.sizes.quantile(0.5),
         record.layer,
         record.use,
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.diagnosis.examining import examine, outline
+from captum_lrp_stab.diagnosis.examining import absorbed, examine, outline
 from captum_lrp_stab.diagnosis.measuring import first_index, flow_of, index_of_largest, is_finite
 from captum_lrp_stab.diagnosis.records import Flow, Input, LayerRecord, Neuron, Shares
 from captum_lrp_stab.observation import Observer, Passage, wide
@@ -35,7 +35,7 @@ class Collector(Observer):
     """
 
     def __init__(self, denominators: bool = True) -> None:
-        self._examine = examine if denominators else outline
+        self._denominators = denominators
         self._overflows: list[tuple[Operation, int, Neuron | None]] = []
         self.found: list[tuple[Operation, LayerRecord]] = []  # in order of the backward pass
 
@@ -57,7 +57,12 @@ class Collector(Observer):
 
     def backward(self, passage: Passage) -> None:
         """Examine a layer."""
-        self.found.append((passage.operation, self._examine(passage)))
+        if not self._denominators:
+            record = outline(passage)
+        else:
+            noted = (n for o, _, n in self._overflows if o is passage.operation and n is not None)
+            record = examine(passage, next((neuron.index for neuron in noted), None))
+        self.found.append((passage.operation, record))
 
     def restart(self) -> None:
         """Drop everything."""
@@ -205,20 +210,12 @@ def _took_part(record: LayerRecord) -> bool:
 def _without_rule(
     operation: Operation, output: FlowProbe, given: FlowProbe, dtype: torch.dtype
 ) -> LayerRecord:
-    received, handed_down = output.flow, given.flow
-    lost = received.total - handed_down.total
-    noise = 64 * torch.finfo(dtype).eps * (received.l1 + handed_down.l1)
-    if abs(lost) <= noise:
-        shares = Shares(rounding=lost)
-    elif operation.fallback or operation.treatment.startswith("softmax"):
-        shares = Shares(operation=lost)
-    else:
-        shares = Shares(bias=lost)
+    received = output.flow
     strongest = None
     if given.loudest is not None:
         size, index, relevance = given.loudest
         strongest = Neuron(index, math.nan, relevance, handed_down=size)
-    return LayerRecord(
+    record = LayerRecord(
         operation.name,
         operation.kind,
         operation.fallback or operation.treatment,
@@ -227,11 +224,13 @@ def _without_rule(
         operation.shape,
         False,
         received,
-        handed_down,
-        shares,
+        given.flow,
+        Shares(),
         peak=given.flow.largest / received.l1 if received.l1 else None,
         overflow=0 if given.overflow else output.overflow,
         strongest=strongest,
         first_nonfinite=None if given.overflow else output.first,
         nonfinite_input=given.bad,
     )
+    lost = received.total - given.flow.total
+    return replace(record, shares=absorbed(operation, lost, record, dtype))

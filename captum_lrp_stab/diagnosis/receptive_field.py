@@ -20,6 +20,7 @@ they are in this pass, and comparisons; a sparse pattern of constants, such as a
 counts as if all of it were open.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -225,7 +226,9 @@ class _Step(torch.autograd.Function):
         """Return the influence of each input, as 0 and 1 so that depth cannot overflow it."""
         handed_down = ctx.hand_down([u.ne(0).float() for u in upstream])
         pairs = zip(handed_down, ctx.dtypes, strict=True)
-        return None, None, *(influence.ne(0).to(dtype) for influence, dtype in pairs)
+        # both parts of a complex number
+        ones = ((i.ne(0).to(dtype), 1 + 1j if dtype.is_complex else 1) for i, dtype in pairs)
+        return None, None, *(influence * one for influence, one in ones)
 
 
 _MOVED = operations.MOVING - {"detach", "masked_fill", "where"} | frozenset(
@@ -240,6 +243,8 @@ _ELEMENTWISE |= frozenset(
     sqrt sub subtract threshold trunc where
     """.split()
 )  # max and min only of two tensors: see _way
+_SELECTING = operations.SELECTING | frozenset("msort nanmedian nanquantile quantile".split())
+_AT_2 = frozenset("kthvalue nanquantile quantile topk".split())  # where their dimension is given
 _LEAVING = {getattr(Tensor, f"__{name}__") for name in "array complex float index int".split()}
 _LEAVING |= {Tensor.item, Tensor.numpy, Tensor.tolist}
 """What gives no tensor, and is refused for one with a graph, which is one behind detach() here."""
@@ -252,9 +257,10 @@ def _followed(
     name = canonical_name(func)
     by_mask = func is Tensor.__setitem__ and any(True for _ in tensors_in(args[1:2], {}))
     attribute = func.__name__ == "__get__" and name != "data"
+    shaped = name.startswith("new_") or name.endswith("_like")  # reads the shape alone
     if func in _LEAVING:
         return func(*mapped(Tensor.detach, args), **mapped(Tensor.detach, kwargs))
-    if attribute or (name in _MOVED and not by_mask):
+    if attribute or shaped or (name in _MOVED and not by_mask):
         return func(*args, **kwargs)
     if name == "batch_norm" and (kwargs.get("training") or any(args[5:6])):
         raise ModelError(
@@ -281,14 +287,11 @@ def _followed(
     if target is not None and all(t is target for t in given):
         if by_mask or name in _ELEMENTWISE:
             return target  # its graph is right as it is
-    memory = {t.untyped_storage().data_ptr() for t in given}
-    values = [t.clone() if t.untyped_storage().data_ptr() in memory else t for t in values]
-    values = [t.detach() for t in values]
     hand_down = _way(func, *ghostly, ghosts, values[0].shape)
     if by_mask:  # what is written may come to lie anywhere
         kept = [t is target for t in given]
         hand_down = partial(_written, kept, ghosts)
-    connected = iter(_Step.apply(hand_down, values, *given))
+    connected = iter(_Step.apply(hand_down, [t.detach() for t in values], *given))
     if target is not None:
         target.copy_(next(connected))
         return target
@@ -329,12 +332,19 @@ def _way(
         return lambda masks: [_along(masks, x, [x.dim() - 1])]
     elif "max_pool" in name and "fractional" not in name:
         return lambda masks: [_under_max_pool(name, args, kwargs, masks[0], x)]
-    elif name in operations.SELECTING and alone:
+    elif name in _SELECTING and alone:
         dims = _dimensions(name, args, kwargs, x)
         return lambda masks: [_along(masks, x, dims)]
-    elif name not in activations.LINEAR_SIDES and (func is not F.grid_sample or reads_x):
+    elif not _chooses(func, args, kwargs) and (func is not F.grid_sample or reads_x):
         return lambda masks: _by_derivative(func, args, kwargs, masks, ghosts)
     return lambda masks: _to_all(masks, ghosts)
+
+
+def _chooses(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Return whether the derivative of a call misses what it chooses from by size."""
+    settings = [v for v in (*args, *kwargs.values()) if isinstance(v, (float, str))]
+    by_setting = any(v in (math.inf, -math.inf, "amax", "amin", "max") for v in settings)
+    return by_setting or canonical_name(func) in {"matrix_norm"} | activations.LINEAR_SIDES
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -396,7 +406,7 @@ def _under_max_pool(name: str, args: Any, kwargs: Any, mask: Tensor, x: Tensor) 
 
 def _dimensions(name: str, args: Any, kwargs: Any, x: Tensor) -> list[int]:
     """Return the dimensions along which a call chooses by size."""
-    dim = argument(args, kwargs, 2 if name in ("kthvalue", "topk") else 1, "dim")
+    dim = 0 if name == "msort" else argument(args, kwargs, 2 if name in _AT_2 else 1, "dim")
     dim = kwargs.get("axis") if dim is None else dim
     if dim is None:
         dim = -1 if name in ("kthvalue", "mode", "sort", "topk") else ()
@@ -445,7 +455,7 @@ def _by_derivative(
         with torch.enable_grad():
             out = operations.out_of_place(func)(*mapped(change, args), **mapped(change, options))
             results = list(filter(_is_number, tensors_in((out,), {})))
-            messages = [(m * random(m)).to(r.dtype) for m, r in zip(masks, results, strict=True)]
+            messages = [m * random(r) for m, r in zip(masks, results, strict=True)]
             found = torch.autograd.grad(results, points, messages, allow_unused=True)
     except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return _to_all(masks, ghosts)
