@@ -1,6 +1,7 @@
 """``diagnose``: where relevance is lost, amplified or destroyed in one attribution, and why."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,17 +9,21 @@ from torch import nn
 
 from captum_lrp_stab import checks, forms
 from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.diagnosis import stock
 from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.locating import EXPLOSION, THRESHOLD, Origin, locate
 from captum_lrp_stab.diagnosis.receptive_field import receptive_field
 from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
-from captum_lrp_stab.diagnosis.watching import in_float64, watch
+from captum_lrp_stab.diagnosis.watching import Watched, in_float64, watch
 from captum_lrp_stab.errors import InputError, LRPError
 from captum_lrp_stab.forms import Form
 from captum_lrp_stab.propagation import as_tuple
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.stabilizers import StabilizerLike
 from captum_lrp_stab.translation import Rules
+
+_UNACCOUNTED = 1e-3
+"""The share of the score that is more than rounding."""
 
 
 def diagnose(
@@ -43,8 +48,9 @@ def diagnose(
         target: The output to explain.
         rules: A name_map, a preset, or None for the rules set on the modules.
         form: How relevance is carried, one of ``forms.NAMES``: ``"gradient"`` (as :class:`LRP`),
-            ``"relevance"`` (as stock Captum and zennit) or ``"modified-forward"``; or one that
-            :func:`captum_lrp_stab.forms.form_of` returns.
+            ``"relevance"`` (as zennit) or ``"modified-forward"``; or one that
+            :func:`captum_lrp_stab.forms.form_of` returns; or ``"stock"``: the same rules under
+            stock ``captum.attr.LRP``, on a copy of the model.
         stabilizer: Takes the place of every rule's stabilizer.
         additional_forward_args: Further arguments of the model.
         attention: ``"attnlrp"`` or ``"cp"``.
@@ -77,16 +83,23 @@ def diagnose(
         stabilizer,
         attention,
         merge_batch_norm,
-        form=forms.form_of(form, stabilizer) if isinstance(form, str) else form,
+        form=_form_of(form, stabilizer),
     )
     checks.check_model(model)
     checks.check_inputs(subject.inputs)
+    look = stock.watch_stock if form == stock.NAME else watch
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seen = watch(subject)
+        seen = look(subject)
     origin = locate(seen.records, threshold)
+    said = [str(warning.message) for warning in caught]
+    if form == stock.NAME:
+        said += _unaccounted(seen)
     finite = seen.done.is_finite and (origin is None or origin.is_finite)
-    verdict: Verdict = "not finite" if not finite else "stable" if origin is None else "unstable"
+    exploded = seen.ledger.growth > EXPLOSION
+    verdict: Verdict = "unstable" if origin is not None or exploded else "stable"
+    if not finite:
+        verdict = "not finite"
     return Diagnosis(
         verdict,
         form if isinstance(form, str) else forms.name_of(form),
@@ -97,21 +110,47 @@ def diagnose(
         origin,
         None if origin is None else cause_of(origin, subject.dtype),
         () if origin is None else _sees(subject, origin),
-        None if origin is None else _is_stable_in_float64(subject, threshold),
-        tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        None if origin is None else _is_stable_in_float64(subject, look, threshold),
+        tuple(dict.fromkeys(said)),
         seen.done.relevances,
         seen.done.score,
     )
 
 
-def _is_stable_in_float64(subject: Subject, threshold: float) -> bool | None:
+def _form_of(form: str | Form, stabilizer: StabilizerLike | None) -> Form:
+    if not isinstance(form, str):
+        return form
+    if form == stock.NAME:
+        return forms.form_of("relevance", stabilizer)
+    if form not in forms.NAMES:
+        names = ", ".join((*forms.NAMES, stock.NAME))
+        raise InputError(f"no form has the name {form!r}; give {names}")
+    return forms.form_of(form, stabilizer)
+
+
+def _unaccounted(seen: Watched) -> list[str]:
+    """Return what there is to say of relevance that stock Captum makes between the layers."""
+    if not abs(seen.ledger.elsewhere) > _UNACCOUNTED * abs(seen.ledger.score):
+        return []
+    names = stock.unseen(seen.done.operations)
+    which = f", such as '{names[0]}'" if names else ""
+    return [
+        f"relevance of {seen.ledger.elsewhere:.3g} is unaccounted for: stock Captum does not see "
+        f"operations that are no modules{which}, and hands their gradient on as relevance; "
+        "captum_lrp_stab.LRP follows them"
+    ]
+
+
+def _is_stable_in_float64(
+    subject: Subject, look: Callable[[Subject], Watched], threshold: float
+) -> bool | None:
     """Return whether the same attribution has no trouble in float64; None if that is unknown."""
     if subject.dtype == torch.float64:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return locate(in_float64(subject).records, threshold) is None
+            return locate(in_float64(subject, look).records, threshold) is None
     except LRPError:
         return None
 

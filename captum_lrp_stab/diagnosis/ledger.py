@@ -1,5 +1,6 @@
 """The books of one attribution: where the score has gone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,11 @@ class Ledger:
     inputs: Flow
     shares: Shares
     elsewhere: float
+
+    @property
+    def growth(self) -> float:
+        """The absolute sum of the relevance of the inputs over that of the score."""
+        return self.inputs.l1 / abs(self.score) if self.score else math.inf
 
     @property
     def closing(self) -> float | None:

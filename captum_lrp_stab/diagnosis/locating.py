@@ -20,6 +20,8 @@ from captum_lrp_stab.diagnosis.records import Input, LayerRecord, Neuron
 
 THRESHOLD = 1000.0
 """How many times the relevance received is too much, where nothing else is said."""
+EXPLOSION = 1e6
+"""How many times the score the relevance of the inputs may be, in all, whatever each layer does."""
 GROWTH = 2.0
 EXCESS = 1.0
 

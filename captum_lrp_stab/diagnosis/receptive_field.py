@@ -101,7 +101,8 @@ def receptive_field(
         rule_set: Its named rules decide what operations are called.
         layer: Name of the operation, as a plan lists it, or of a batch norm merged into it.
         index: Of the neuron in the operation's (first) output, with the batch dimension.
-        use: Which run of the operation it is, where the pass runs several of this name.
+        use: Which it is of the operations that the pass runs under this name: runs of a layer that
+            is used again, or the steps of one that takes several, such as an LPPool2d.
 
     Raises:
         InputError: An input is not a finite floating-point tensor, or there is no such neuron.

@@ -1,6 +1,5 @@
 """The result of a diagnosis, as a record, a table and JSON."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ class Diagnosis:
     """What becomes of relevance, layer by layer.
 
     The ``verdict`` is ``"stable"``, ``"unstable"`` (finite, but amplified past the threshold at
-    some layer) or ``"not finite"``. ``origin`` is the first place where that starts, ``cause`` why
+    some layer, or bit by bit to more than a million times the score) or ``"not finite"``. ``origin`` is the first place where that starts, ``cause`` why
     and what to do about it; ``sees`` says which part of each input the neuron there depends on.
     ``layers`` has a record of every use of every layer and operation that relevance passes, in
     order of execution, and ``ledger`` their sum. ``dtype_is_cause`` says whether the same
@@ -43,14 +42,14 @@ class Diagnosis:
 
     def explanation(self) -> str:
         """Return the verdict in a sentence or two."""
-        inputs, ledger = self.ledger.inputs, self.ledger
         if self.origin is None:
-            grown = inputs.l1 / abs(ledger.score) if ledger.score else math.inf
             text = (
-                f"relevance is finite, and no layer amplifies it more than {self.threshold:g} "
-                f"times; from the score to the inputs its absolute sum grows {number(grown)} times"
+                f"no layer amplifies relevance more than {self.threshold:g} times; from the score "
+                f"to the inputs its absolute sum grows {number(self.ledger.growth)} times"
             )
-            return text
+            if self.verdict == "stable":
+                return f"relevance is finite, and {text}"
+            return f"{text}, most of all at {', '.join(self._amplifying())}"
         assert self.cause is not None
         place = f"layer '{self.origin.name}'"
         if self.origin.neuron is not None:
@@ -68,6 +67,11 @@ class Diagnosis:
         elif self.dtype_is_cause is False:
             lines.append("It is the same in float64.")
         return " ".join(lines)
+
+    def _amplifying(self) -> list[str]:
+        """Return the layers that amplify most, in words."""
+        found = sorted(self.layers, key=lambda layer: -(layer.amplification or 0.0))[:3]
+        return [f"'{layer.name}' ({number(layer.amplification)} times)" for layer in found]
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the maps as values for JSON; no number is NaN or Inf."""

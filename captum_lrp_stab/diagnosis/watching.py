@@ -1,6 +1,6 @@
 """One watched attribution: the records of its layers, and its ledger."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +54,16 @@ def watch(
     return Watched(done, records, ledger_of(total_of(done.score), inputs, records))
 
 
-def in_float64(subject: Subject) -> Watched:
+def in_float64(subject: Subject, look: Callable[[Subject], Watched] = watch) -> Watched:
     """Watch the same attribution in float64, without autocast.
+
+    Args:
+        subject: What to attribute.
+        look: How to watch it.
 
     Raises:
         ModelError: The model cannot be copied.
     """
     device = subject.inputs[0].device.type
     with torch.autocast(device, enabled=False):
-        return watch(subject.copied(torch.float64))
+        return look(subject.copied(torch.float64))

@@ -1,0 +1,390 @@
+"""``advise``: the least change of the rules under which an attribution is stable and exact.
+
+Layer by layer, from the output down: at the first layer that is in trouble, or that hands down
+something else than in float64, the least stabilizer is looked for under which neither is so. What
+moves only denominators that are rounding noise (``RoundingAware``) is tried before an epsilon.
+Every claim is the result of a run: the advice that is returned has been followed.
+"""
+
+import bisect
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import nn
+
+from captum_lrp_stab import checks, forms
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.agreement import relative_difference
+from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.subject import Subject, on
+from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.watching import watch
+from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.forms import Form
+from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.propagation import as_tuple
+from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.rules import EpsilonRule, PassRule
+from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, StabilizerLike
+from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules
+
+_FACTORS = (8.0, 64.0, 512.0)
+_DECADES = range(-6, 3)  # of epsilon over the median denominator, of all layers at once
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another stabilizer for one layer."""
+
+    layer: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to change, and what that was seen to do.
+
+    ``error`` is the relative difference between the dtype asked about and float64, ``error_before``
+    the same without the advice; None where one of them is not finite. ``is_stable`` says whether no
+    layer is in trouble any more. Where no stabilizer helps, ``dtype`` is the narrowest wider dtype
+    that does, and there is nothing else to change.
+    """
+
+    tolerance: float
+    error_before: float | None
+    error: float | None
+    was_stable: bool
+    is_stable: bool
+    changes: tuple[Change, ...]
+    name_map: NameMap
+    dtype: str | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the dtype agrees with float64 to the tolerance, once the advice is followed."""
+        return self.error is not None and self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        """Return the advice in words."""
+        before, after = (_percent(e) for e in (self.error_before, self.error))
+        if self.dtype is not None:
+            return (
+                f"no stabilizer makes this attribution agree with float64 to {self.tolerance:g} "
+                f"({before} as it is); use {self.dtype}: {after}"
+            )
+        if not self.changes:
+            return f"nothing to change: {before} from float64"
+        lines = [f"- {line}" for line in self.grouped()]
+        end = "" if self.is_stable else ", though relevance is still amplified, as in float64"
+        return "\n".join([f"from {before} to {after} from float64{end}, by", *lines])
+
+    def grouped(self) -> list[str]:
+        """Return the changes in words, a line for all layers with the same."""
+        layers: dict[str, list[str]] = {}
+        for change in self.changes:
+            layers.setdefault(f"{change.before} -> {change.after}", []).append(change.layer)
+        return [
+            f"{names[0] if len(names) == 1 else f'{len(names)} layers, such as {names[0]}'}: {text}"
+            for text, names in layers.items()
+        ]
+
+    def to_python(self) -> str:
+        """Return the name_map as Python text, to be copied."""
+        entries = [
+            f"    ({names!r}, {rule.__name__}, {parameters!r}),"
+            for names, rule, parameters in self.name_map
+        ]
+        return "\n".join(["name_map = [", *entries, "]"])
+
+
+def _percent(error: float | None) -> str:
+    return "not finite" if error is None else f"{error:.2g}"
+
+
+def advise(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    rules: Rules = None,
+    *,
+    tolerance: float = 1e-3,
+    form: str | Form = "gradient",
+    stabilizer: StabilizerLike | None = None,
+    additional_forward_args: Any = None,
+    attention: Attention = "attnlrp",
+    merge_batch_norm: bool = True,
+    threshold: float = THRESHOLD,
+) -> Advice:
+    """Find the least change under which an attribution is stable, and agrees with float64.
+
+    Args:
+        model: See :func:`captum_lrp_stab.diagnose`; likewise the arguments not listed here.
+        inputs: A tensor ``(N, ...)`` or a tuple of them.
+        target: The output to explain.
+        rules: A name_map, a preset, or None for the rules set on the modules.
+        tolerance: Largest relative L2 difference from float64 (of the sample that differs most).
+        form: How relevance is carried.
+        stabilizer: Takes the place of every rule's stabilizer.
+        additional_forward_args: Further arguments of the model.
+        attention: ``"attnlrp"`` or ``"cp"``.
+        merge_batch_norm: Treat batch norm after a linear layer as one layer with it.
+        threshold: See :func:`captum_lrp_stab.diagnose`.
+
+    Raises:
+        InputError: ``tolerance`` is no positive number.
+        LRPError: As :meth:`captum_lrp_stab.LRP.attribute`.
+
+    Example:
+        >>> import torch
+        >>> from captum_lrp_stab import presets
+        >>> from captum_lrp_stab.diagnosis import advise
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+        ... )
+        >>> advise(model, torch.ones(1, 4), 1, presets.epsilon()).changes
+        ()
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise InputError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
+    subject = Subject(
+        model,
+        as_tuple(inputs),
+        target,
+        additional_forward_args,
+        rules,
+        stabilizer,
+        attention,
+        merge_batch_norm,
+        form=forms.form_of(form, stabilizer) if isinstance(form, str) else form,
+    )
+    checks.check_model(model)
+    checks.check_inputs(subject.inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of stabilizers that are tried
+        return _Adviser(_explicit(subject), float(tolerance), threshold).advise()
+
+
+def _explicit(subject: Subject) -> Subject:
+    """Return the subject with a rule of its own for each layer."""
+    rule_set = subject.rule_set()
+    named = {o.name: on(o.rule, o.name) for o in subject.operations() if o.rule is not None}
+    fixed = RuleSet({**rule_set.named, **named}, rule_set.default)
+    return replace(subject, rules=None, stabilizer=None, changes=(), fixed=fixed)
+
+
+class _Adviser:
+    """The search; ``subject`` has the changes made so far.
+
+    Args:
+        subject: With a rule of its own for each layer.
+        tolerance: See :func:`advise`.
+        threshold: Likewise.
+    """
+
+    def __init__(self, subject: Subject, tolerance: float, threshold: float) -> None:
+        self.first, self.subject = subject, subject
+        self.tolerance, self.threshold = tolerance, threshold
+        self.operations = subject.operations()
+        self.names = tuple(dict.fromkeys(o.name for o in self.operations))
+        self._in_float64 = subject.copied(torch.float64)
+
+    def advise(self) -> Advice:
+        before, origin = self.error(self.subject), self.origin(self.subject)
+        was_stable, tried = origin is None, set[str]()
+        if origin is not None and self._is_drawn_to_0(origin.layer):
+            self.subject = self._repaired()
+            origin = self.origin(self.subject)
+        while not (origin is None and self.is_within(self.error(self.subject))):
+            layer = self._culprit(origin, tried)
+            if layer is None:
+                break
+            tried.add(layer)
+            self.subject = self._least(layer) or self.subject
+            origin = self.origin(self.subject)
+        for subject in self._larger():
+            if self.is_within(self.error(self.subject)):
+                break
+            self.subject = subject
+        error, dtype = self.error(self.subject), None
+        if not self.is_within(error):
+            self.subject, error, dtype = self._wider()
+        return Advice(
+            self.tolerance,
+            before,
+            error,
+            was_stable,
+            self.origin(self.subject) is None,
+            tuple(self._changes()),
+            _name_map(self.subject.rule_set().named),
+            dtype,
+        )
+
+    # what a subject is like ----------------------------------------------------------------------
+
+    def exact(self, subject: Subject) -> Subject:
+        """Return a subject in float64."""
+        return replace(self._in_float64, fixed=subject.fixed)
+
+    def error(self, subject: Subject) -> float | None:
+        """Return how far a subject is from float64; None if either is not finite."""
+        ours = subject.run().relevances
+        with torch.autocast(ours[0].device.type, enabled=False):
+            return relative_difference(ours, self.exact(subject).run().relevances)
+
+    def is_within(self, error: float | None) -> bool:
+        """Return whether a difference is small enough."""
+        return error is not None and error <= self.tolerance
+
+    def origin(self, subject: Subject) -> Origin | None:
+        """Return where a subject's trouble starts."""
+        return locate(watch(subject, self.operations).records, self.threshold)
+
+    def _agrees_below(self, subject: Subject, layer: str) -> bool:
+        """Return whether a layer hands down what it does in float64."""
+        found = [one.run((layer,)).inputs.get(layer, []) for one in (subject, self.exact(subject))]
+        if len(found[0]) != len(found[1]):
+            return False
+        pairs = zip(*found, strict=True)
+        differences = [relative_difference(a.relevance or (), b.relevance or ()) for a, b in pairs]
+        return all(map(self.is_within, differences))
+
+    # the search ----------------------------------------------------------------------------------
+
+    def _is_drawn_to_0(self, layer: str) -> bool:
+        """Return whether a layer's stabilizer moves denominators towards 0."""
+        rule = self.subject.rule_set().named.get(layer)
+        return rule is not None and not rule.moves_away_from_0
+
+    def _repaired(self) -> Subject:
+        """Return the subject without such stabilizers: they are wrong in kind, not in size."""
+        layers = self.subject.rule_set().named
+        repairs = {name: RoundingAware() for name in layers if self._is_drawn_to_0(name)}
+        return self._with(repairs) or self.subject
+
+    def _culprit(self, origin: Origin | None, tried: set[str]) -> str | None:
+        """Return the next layer to change, None if there is none."""
+        rules = self.subject.rule_set().named
+        if origin is not None and origin.layer in rules and origin.layer not in tried:
+            return origin.layer
+        ours = self.subject.run(self.names)
+        exact = self.exact(self.subject).run(self.names)
+        parted = Pair(ours, exact, self.operations).divergence(self.tolerance)
+        if parted is None:
+            return None
+        layer = parted.name.partition("[")[0]
+        return layer if layer in rules and layer not in tried else None
+
+    def _least(self, layer: str) -> Subject | None:
+        """Return the subject with the least stabilizer of a layer that helps; None if none does."""
+        rounding = [self._with({layer: RoundingAware(f)}) for f in _FACTORS]
+        scale = self._medians().get(layer, 1.0)
+        ladder = [self._with({layer: Signed(e)}) for e in _ladder(scale)]
+        if any(subject is None for subject in (*rounding, *ladder)):
+            return None  # a rule that takes no stabilizer
+
+        def is_cured(subject: Subject | None) -> bool:
+            assert subject is not None
+            origin = self.origin(subject)
+            return self._agrees_below(subject, layer) and (origin is None or origin.layer != layer)
+
+        def agrees(subject: Subject | None) -> bool:
+            assert subject is not None
+            return self._agrees_below(subject, layer)
+
+        # where it agrees already, there is nothing to gain by agreement alone
+        for helps in (is_cured,) if agrees(self.subject) else (is_cured, agrees):
+            for subject in rounding:
+                if helps(subject):
+                    return subject
+            # an epsilon that is large enough helps, and so does a larger one
+            index = bisect.bisect_left(ladder, True, key=helps)
+            if index < len(ladder):
+                return ladder[index]
+        return None
+
+    def _larger(self) -> Iterator[Subject]:
+        """Yield subjects with larger epsilons: of the layers changed, then of all."""
+        scales = self._medians()
+        for n in _DECADES:
+            epsilons = {layer: Signed(float(f"{s * 10**n:.1g}")) for layer, s in scales.items()}
+            subject = self._with(epsilons)
+            if subject is not None:
+                yield subject
+
+    def _wider(self) -> tuple[Subject, float | None, str | None]:
+        """Return the subject as it was in the narrowest dtype that agrees with float64."""
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            if torch.finfo(dtype).max <= torch.finfo(self.first.dtype).max and (
+                torch.finfo(dtype).eps >= torch.finfo(self.first.dtype).eps
+            ):
+                continue
+            subject = self.first.copied(dtype)
+            with torch.autocast(subject.inputs[0].device.type, enabled=False):
+                error = self.error(subject)
+            if self.is_within(error):
+                return subject, error, str(dtype).removeprefix("torch.")
+        return self.first, self.error(self.first), None
+
+    # rules ---------------------------------------------------------------------------------------
+
+    def _with(self, stabilizers: Mapping[str, Stabilizer]) -> Subject | None:
+        """Return the subject with other stabilizers; None if a layer's rule takes none."""
+        rule_set = self.subject.rule_set()
+        named = dict(rule_set.named)
+        for layer, stabilizer in stabilizers.items():
+            other = _stabilized(named[layer], stabilizer)
+            if other is None and len(stabilizers) == 1:
+                return None
+            named[layer] = other or named[layer]
+        return replace(self.subject, fixed=replace(rule_set, named=named))
+
+    def _medians(self) -> dict[str, float]:
+        """Return the median denominator of each layer."""
+        found = {}
+        for record in watch(self.first, self.operations).records:
+            median = record.denominators and record.denominators.sizes.quantile(0.5)
+            if record.has_rule and median:
+                found[record.layer] = median
+        return found
+
+    def _changes(self) -> Iterator[Change]:
+        before, after = (s.rule_set().named for s in (self.first, self.subject))
+        for layer, rule in after.items():
+            if repr(rule) != repr(before[layer]):
+                yield Change(layer, repr(before[layer]), repr(rule))
+
+
+def _ladder(scale: float) -> list[float]:
+    """Return epsilons of one digit, two for each power of ten, around a median denominator."""
+    middle = math.floor(math.log10(scale))
+    return [float(f"{digit}e{n}") for n in range(middle - 8, middle + 4) for digit in (1, 3)]
+
+
+def _stabilized(rule: Rule, stabilizer: Stabilizer) -> Rule | None:
+    """Return a rule with another stabilizer; None if it takes none, or cannot be written down."""
+    if isinstance(rule, (PassRule, ManipulatedWeightsRule)):
+        return None
+    if not isinstance(rule, EpsilonRule):
+        return rule.with_stabilizer(stabilizer)
+    if isinstance(stabilizer, Signed):
+        changed = EpsilonRule(stabilizer.epsilon)
+    else:
+        changed = EpsilonRule(rule.epsilon if rule.signed else 0.0, stabilizer=stabilizer)
+    return on(changed, rule.layer)
+
+
+def _name_map(rules: Mapping[str, Rule]) -> NameMap:
+    """Return rules as a name_map, equal ones in one entry."""
+    entries: dict[str, tuple[list[str], type[PropagationRule], dict[str, Any]]] = {}
+    for layer, rule in rules.items():
+        kind, parameters = type(rule), rule.parameters()
+        if isinstance(rule, ManipulatedWeightsRule):
+            kind, parameters = type(rule.rule), {}
+        entries.setdefault(repr(rule), ([], kind, parameters))[0].append(layer)
+    return list(entries.values())

@@ -1,0 +1,97 @@
+"""The same rules under stock ``captum.attr.LRP``, watched.
+
+Captum sees modules, not operations: what a functional ``+`` or a mean does to relevance under its
+driver has no record here, and shows in the ledger as relevance that is unaccounted for.
+"""
+
+from collections.abc import Sequence
+
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+from captum_lrp_stab import kernel
+from captum_lrp_stab.affine import Affine
+from captum_lrp_stab.captum_bridge import RoutingRule, Rule
+from captum_lrp_stab.comparison import captum_reference
+from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.diagnosis.ledger import ledger_of
+from captum_lrp_stab.diagnosis.measuring import flow_of, total_of
+from captum_lrp_stab.diagnosis.observing import Collector, records_of
+from captum_lrp_stab.diagnosis.records import Flow
+from captum_lrp_stab.diagnosis.watching import Watched
+from captum_lrp_stab.kernel import Division
+from captum_lrp_stab.observation import Observer, Passage, as_it_is, wide
+from captum_lrp_stab.propagation import Propagation
+from captum_lrp_stab.sites import Operation, Site
+
+NAME = "stock"
+"""What the driver is called where forms are."""
+
+
+class _WatchedDriver(captum_reference.CaptumReference):
+    """Stock Captum with this package's rules, each of which tells an observer."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(own_rules=False)
+        self._observer = observer
+
+    def rules(
+        self, model: nn.Module, operations: Sequence[Operation]
+    ) -> dict[str, PropagationRule]:
+        """Return the rule of each leaf module."""
+        by_name = {o.name: o for o in operations}
+        modules = dict(model.named_modules())
+        found = super().rules(model, operations)
+        for name, rule in found.items():
+            if isinstance(rule, Rule) and not isinstance(rule, RoutingRule):
+                kind = type(modules[name]).__name__
+                operation = by_name.get(name) or Operation(name, kind, rule=rule)
+                _telling(rule, operation, self._observer)
+        return found
+
+
+def _telling(rule: Rule, operation: Operation, observer: Observer) -> None:
+    """Let one rule, of one layer, tell an observer of what it hands down."""
+    own = rule.relevance  # bound to the class's, whatever is set on the instance
+
+    def relevance(op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False) -> Tensor:
+        sent = None
+        if rule.is_by_messages:
+            sent = list(rule.messages(op, x, z, R, Division.BARE))
+            result = kernel.relevance(sent, op, x)
+        else:
+            result = own(op, x, z, R, protected)
+        site, how = Site(operation, op, rule, x), Division.BARE
+        observer.forward(operation, x, z, z)
+        observer.backward(
+            Passage(operation, (x,), z, R, (result,), how, as_it_is, as_it_is, site, sent)
+        )
+        return result
+
+    rule.relevance = relevance  # type: ignore[method-assign]  # of this instance alone
+
+
+def watch_stock(subject: Subject) -> Watched:
+    """Run stock Captum on a copy of the model and look at every layer with a rule.
+
+    Raises:
+        RuleMapError: Captum has no rule for a leaf module, and nor has this package; or the model
+            has no children.
+    """
+    operations = subject.operations()
+    collector = Collector()
+    seen = _WatchedDriver(collector).run(subject, operations)
+    score = seen.score
+    assert score is not None  # of the plain model, which always has one
+    records = records_of(collector, (), operations, subject.dtype)
+    inputs = Flow()
+    for relevance in seen.relevances:
+        inputs += flow_of(wide(relevance))
+    done = Propagation(score, seen.relevances, operations)
+    return Watched(done, records, ledger_of(total_of(score), inputs, records))
+
+
+def unseen(operations: Sequence[Operation]) -> tuple[str, ...]:
+    """Return the operations that mix values and that stock Captum does not see."""
+    kinds = ("LRP-0", "statistics held constant", "softmax by its gradient", "gate held constant")
+    return tuple(o.name for o in reversed(operations) if o.reached and o.treatment in kinds)
