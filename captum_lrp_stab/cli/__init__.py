@@ -10,6 +10,7 @@ import typer
 
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.cli.comparing import compare
+from captum_lrp_stab.cli.diagnosing import diagnose
 from captum_lrp_stab.cli.investigating import investigate
 from captum_lrp_stab.cli.planning import plan
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (investigate, compare, plan):
+for _command in (investigate, compare, diagnose, plan):
     app.command()(_command)
 
 

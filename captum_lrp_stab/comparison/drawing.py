@@ -10,10 +10,9 @@ from PIL import Image
 
 from captum_lrp_stab.comparison.pair import LayerAgreement
 from captum_lrp_stab.comparison.result import Comparison
-from captum_lrp_stab.panels import COLOURS, NONFINITE, fade, title
+from captum_lrp_stab.panels import overlay, scale_of, title
 from captum_lrp_stab.tables import number
 
-_SATURATED = 99.5  # percentile of the reference's absolute values at which colours saturate
 _MOST_NAMES = 40
 _LONGEST = 24  # letters of a name
 _APART = 4.0  # a larger ratio of the two sides' scales gives each its own
@@ -61,11 +60,11 @@ def draw(compared: Comparison, picture: Image.Image, sentence: str) -> Figure:
             scales[1],
             (_sum(compared.overall.reference_total, scales[1]), f"on {own}"),
         ),
-        ("difference", difference, _scale(difference), (_sum(None, _scale(difference)), size)),
+        ("difference", difference, scale_of(difference), (_sum(None, scale_of(difference)), size)),
     )
     for index, (name, values, limit, lines) in enumerate(panels):
         ax = figure.add_axes((0.02 + 0.325 * index, 0.45, 0.31, 0.375))
-        _overlay(ax, np.asarray(picture), values, limit)
+        overlay(ax, np.asarray(picture), values, limit)
         title(ax, name, ", ".join(filter(None, lines)))
     _show_layers(figure.add_axes((0.07, 0.18, 0.91, 0.21)), compared)
     return figure
@@ -73,37 +72,13 @@ def draw(compared: Comparison, picture: Image.Image, sentence: str) -> Figure:
 
 def _scales(ours: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[float, float]:
     """Return where colours saturate on either side: the same, unless one would then be empty."""
-    scales = _scale(ours), _scale(reference)
+    scales = scale_of(ours), scale_of(reference)
     return scales if max(scales) > _APART * min(scales) else (max(scales), max(scales))
 
 
 def _sum(total: float | None, scale: float) -> str:
     text = "" if total is None else f"sum {number(total, 4)}, "
     return f"{text}colours to ±{number(scale)}"
-
-
-def _scale(values: NDArray[np.float64]) -> float:
-    finite = np.abs(values[np.isfinite(values)])
-    largest = float(np.percentile(finite, _SATURATED)) if finite.size else 0.0
-    return largest or float(finite.max(initial=0.0)) or 1.0
-
-
-def _overlay(
-    ax: Axes, picture: NDArray[np.uint8], values: NDArray[np.float64], limit: float
-) -> None:
-    ax.imshow(fade(picture))
-    finite = np.isfinite(values)
-    ax.imshow(np.where(finite, values, 0.0), cmap=COLOURS, vmin=-limit, vmax=limit)
-    if not finite.all():
-        ax.imshow(np.where(finite[..., None], 0.0, np.array(NONFINITE)))
-        ax.text(
-            *(0.5, 0.5),
-            f"{(~finite).sum()} of {finite.size} pixels\nNaN or Inf",
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-        )
-    ax.axis("off")
 
 
 def _show_layers(ax: Axes, compared: Comparison) -> None:

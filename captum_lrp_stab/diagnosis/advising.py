@@ -10,12 +10,12 @@ import bisect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_stab import checks, forms
 from captum_lrp_stab.captum_bridge import Rule
@@ -46,7 +46,7 @@ class Change:
     after: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Advice:
     """What to change, and what that was seen to do.
 
@@ -64,6 +64,7 @@ class Advice:
     changes: tuple[Change, ...]
     name_map: NameMap
     dtype: str | None
+    relevances: tuple[Tensor, ...] = field(repr=False)  # once the advice is followed
 
     @property
     def holds(self) -> bool:
@@ -223,6 +224,7 @@ class _Adviser:
             tuple(self._changes()),
             _name_map(self.subject.rule_set().named),
             dtype,
+            self.subject.run().relevances,
         )
 
     # what a subject is like ----------------------------------------------------------------------

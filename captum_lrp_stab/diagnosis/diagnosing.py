@@ -12,7 +12,7 @@ from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis import stock
 from captum_lrp_stab.diagnosis.causes import cause_of
 from captum_lrp_stab.diagnosis.locating import EXPLOSION, THRESHOLD, Origin, locate
-from captum_lrp_stab.diagnosis.receptive_field import receptive_field
+from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
 from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
 from captum_lrp_stab.diagnosis.watching import Watched, in_float64, watch
 from captum_lrp_stab.errors import InputError, LRPError
@@ -109,7 +109,7 @@ def diagnose(
         seen.records,
         origin,
         None if origin is None else cause_of(origin, subject.dtype),
-        () if origin is None else _sees(subject, origin),
+        () if origin is None else _receptive_field(subject, origin),
         None if origin is None else _is_stable_in_float64(subject, look, threshold),
         tuple(dict.fromkeys(said)),
         seen.done.relevances,
@@ -155,12 +155,12 @@ def _is_stable_in_float64(
         return None
 
 
-def _sees(subject: Subject, origin: Origin) -> tuple[str, ...]:
-    """Return which part of each input the neuron depends on, in words."""
+def _receptive_field(subject: Subject, origin: Origin) -> tuple[Box | None, ...]:
+    """Return which part of each input the neuron depends on; of none if that cannot be told."""
     if origin.neuron is None:
         return ()
     try:
-        boxes = receptive_field(
+        return receptive_field(
             subject.model,
             subject.inputs,
             subject.additional_forward_args,
@@ -171,4 +171,3 @@ def _sees(subject: Subject, origin: Origin) -> tuple[str, ...]:
         )
     except LRPError:
         return ()
-    return tuple("nothing" if box is None else box.describe() for box in boxes)

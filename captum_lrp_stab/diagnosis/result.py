@@ -8,6 +8,7 @@ from torch import Tensor
 from captum_lrp_stab.diagnosis.causes import Cause
 from captum_lrp_stab.diagnosis.ledger import Ledger
 from captum_lrp_stab.diagnosis.locating import Origin, Trouble
+from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
 from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
@@ -19,11 +20,12 @@ class Diagnosis:
     """What becomes of relevance, layer by layer.
 
     The ``verdict`` is ``"stable"``, ``"unstable"`` (finite, but amplified past the threshold at
-    some layer, or bit by bit to more than a million times the score) or ``"not finite"``. ``origin`` is the first place where that starts, ``cause`` why
-    and what to do about it; ``sees`` says which part of each input the neuron there depends on.
-    ``layers`` has a record of every use of every layer and operation that relevance passes, in
-    order of execution, and ``ledger`` their sum. ``dtype_is_cause`` says whether the same
-    attribution is stable in float64: None where it was not tried. Printing shows a table.
+    some layer, or bit by bit to more than a million times the score) or ``"not finite"``.
+    ``origin`` is the first place where that starts, ``cause`` why and what to do about it; ``sees``
+    says which part of each input the neuron there depends on. ``layers`` has a record of every use
+    of every layer and operation that relevance passes, in order of execution, and ``ledger`` their
+    sum. ``dtype_is_cause`` says whether the same attribution is stable in float64: None where it
+    was not tried. Printing shows a table.
     """
 
     verdict: Verdict
@@ -34,11 +36,17 @@ class Diagnosis:
     layers: tuple[LayerRecord, ...]
     origin: Origin | None
     cause: Cause | None
-    sees: tuple[str, ...]
+    receptive_field: tuple[Box | None, ...]  # of the neuron at the origin, in each input
     dtype_is_cause: bool | None
     warnings: tuple[str, ...]
     relevances: tuple[Tensor, ...] = field(repr=False)
     score: Tensor = field(repr=False)
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """Which part of each input the neuron at the origin depends on, in words."""
+        pairs = zip(self.receptive_field, self.relevances, strict=False)
+        return tuple("nothing" if b is None else b.describe(R.shape[1:]) for b, R in pairs)
 
     def explanation(self) -> str:
         """Return the verdict in a sentence or two."""
@@ -75,9 +83,9 @@ class Diagnosis:
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the maps as values for JSON; no number is NaN or Inf."""
-        hidden = ("relevances", "score", "layers", "ledger", "origin", "cause")
+        hidden = ("relevances", "score", "layers", "ledger", "origin", "cause", "receptive_field")
         content: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in hidden}
-        content["explanation"] = self.explanation()
+        content["explanation"], content["sees"] = self.explanation(), self.sees
         content["origin"] = None if self.origin is None else asdict(self.origin)
         content["cause"] = None if self.cause is None else asdict(self.cause)
         content["ledger"] = asdict(self.ledger) | {"closing": self.ledger.closing}
