@@ -116,6 +116,7 @@ class GradientForm(Interception):
         # rules that are not proportional to x send relevance, not a coefficient: it is carried by
         # the gradient of a tensor of zeros beside each model input
         self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
+        self.sources = (*self.leaves, *self.carriers)
         stand_ins = tuple(leaf.clone() for leaf in self.leaves)
         self._carried = [
             (x, x._version, carrier) for x, carrier in zip(stand_ins, self.carriers, strict=True)
@@ -172,7 +173,7 @@ class GradientForm(Interception):
     def release(self) -> None:
         """Let go of the tensors of the pass: their graph holds what notes relevance."""
         self._carried.clear()
-        self.leaves = self.carriers = ()
+        self.leaves = self.carriers = self.sources = ()
         self._probes = Probes((), self)
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
@@ -226,7 +227,10 @@ class GradientForm(Interception):
         below = above if rule.proportional else scaled
         how = Division.COEFFICIENT
         observer.backward(
-            Passage(site.operation, (x,), z, c, (result,), how, above, below, site, sent)
+            Passage(
+                *(site.operation, (x,), z, c, (result,), how, above, below, site, sent),
+                scale=self._scale,
+            )
         )
         return result
 

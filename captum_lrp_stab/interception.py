@@ -44,7 +44,7 @@ class Interception(TorchFunctionMode, ABC):
         self.rule_set = rule_set
         self.places = Places(model)
         self.operations: list[Operation] = []
-        self.leaves: tuple[Tensor, ...] = ()  # the tensors that stand for the model's inputs
+        self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
         self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
         self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
@@ -186,7 +186,7 @@ class Interception(TorchFunctionMode, ABC):
         for node in operations.graph(t, self._from_inputs):
             variable = getattr(node, "variable", None)  # of AccumulateGrad
             known = any(previous in self._from_inputs for previous, _ in node.next_functions)
-            if known or any(variable is leaf for leaf in self.leaves):
+            if known or any(variable is source for source in self.sources):
                 self._from_inputs.add(t.grad_fn)
                 return True
         return False

@@ -80,22 +80,29 @@ def _denominators(
 ) -> Tensor:
     """Return the group's denominators, connected to x and, by the constants, to the carrier."""
     total: Tensor | None = None
+    reads_x = False
     for term in group.terms:
         source = term.input(x)
-        if term.constant is not None:
+        if term.constant is None:
+            reads_x = True
+        else:
             constant = term.constant.detach().expand_as(x)
             weighted = partial(_weighted, constant, watch)
+            if watch is not None:
+                watch.constants += 1
             source = Step.apply(weighted, constant, carrier)
         d = term.sign * site.op.apply(source, term.weight, term.bias)
         total = d if total is None else total + d
     assert total is not None  # a group has at least one term
+    if watch is not None:
+        watch.reads_x |= reads_x
     return total
 
 
 def _weighted(constant: Tensor, watch: "_Watch | None", gradient: Tensor) -> tuple[Tensor]:
     relevance = constant * gradient
     if watch is not None:
-        watch.beside = relevance if watch.beside is None else watch.beside + relevance
+        watch.note(relevance)
     return (relevance,)
 
 
@@ -104,6 +111,8 @@ class _Watch:
 
     def __init__(self, form: ModifiedForward, observer: Observer, site: Site) -> None:
         self.beside: Tensor | None = None  # relevance of what the rule puts in the input's place
+        self.constants = 0  # how many such there are
+        self.reads_x = False  # whether the rule looks at the input itself as well
         self._form, self._observer, self._site = form, observer, site
         self._upstream: Tensor | None = None
 
@@ -119,6 +128,13 @@ class _Watch:
         self._observer.forward(self._site.operation, self._x, z, self._output)
         copy: Tensor = Step.apply(self._take, self._output, output)
         return copy
+
+    def note(self, relevance: Tensor) -> None:
+        """Note the relevance of what stands in the input's place."""
+        self.beside = relevance if self.beside is None else self.beside + relevance
+        self.constants -= 1
+        if not self.constants and not self.reads_x:  # then nothing comes down to the input
+            self._hand_down(torch.zeros_like(self._x))
 
     def _take(self, upstream: Tensor) -> tuple[Tensor]:
         self._upstream = upstream

@@ -36,6 +36,7 @@ class Passage:
     pre_activation: Tensor | None = None  # None: the output
     stabilized: Tensor | None = None  # of an operation without a rule
     magnitude: Callable[[], Tensor] | None = None  # likewise: its sum of absolute contributions
+    scale: float = 1.0  # of what is carried, in float16
 
     @property
     def z(self) -> Tensor:

@@ -103,7 +103,8 @@ class RelevanceForm(GradientForm):
         """Return the output of an operation without a rule: ``x * VJP(R / s(z))`` for each x."""
         if kwargs.get("out") is not None:
             self._refuse(operation, "it writes to 'out'")
-        inputs = {id(t): t for t in operations.tensors_in(args, kwargs) if operations.made(t)}
+        given = operations.tensors_in(args, kwargs)
+        inputs = {id(t): t for t in given if self.depends_on_input(t)}
         points = {key: t.detach().clone().requires_grad_() for key, t in inputs.items()}
         plain = operations.out_of_place(func)
 

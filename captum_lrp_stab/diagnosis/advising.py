@@ -10,18 +10,19 @@ import bisect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import Tensor, nn
+from torch import nn
 
 from captum_lrp_stab import checks, forms
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.subject import Subject, on
+from captum_lrp_stab.diagnosis.advice import Advice, Change
 from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
 from captum_lrp_stab.diagnosis.watching import watch
 from captum_lrp_stab.errors import InputError
@@ -35,77 +36,6 @@ from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules
 
 _FACTORS = (8.0, 64.0, 512.0)
 _DECADES = range(-6, 3)  # of epsilon over the median denominator, of all layers at once
-
-
-@dataclass(frozen=True)
-class Change:
-    """Another stabilizer for one layer."""
-
-    layer: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, eq=False)
-class Advice:
-    """What to change, and what that was seen to do.
-
-    ``error`` is the relative difference between the dtype asked about and float64, ``error_before``
-    the same without the advice; None where one of them is not finite. ``is_stable`` says whether no
-    layer is in trouble any more. Where no stabilizer helps, ``dtype`` is the narrowest wider dtype
-    that does, and there is nothing else to change.
-    """
-
-    tolerance: float
-    error_before: float | None
-    error: float | None
-    was_stable: bool
-    is_stable: bool
-    changes: tuple[Change, ...]
-    name_map: NameMap
-    dtype: str | None
-    relevances: tuple[Tensor, ...] = field(repr=False)  # once the advice is followed
-
-    @property
-    def holds(self) -> bool:
-        """Whether the dtype agrees with float64 to the tolerance, once the advice is followed."""
-        return self.error is not None and self.error <= self.tolerance
-
-    def __str__(self) -> str:
-        """Return the advice in words."""
-        before, after = (_percent(e) for e in (self.error_before, self.error))
-        if self.dtype is not None:
-            return (
-                f"no stabilizer makes this attribution agree with float64 to {self.tolerance:g} "
-                f"({before} as it is); use {self.dtype}: {after}"
-            )
-        if not self.changes:
-            return f"nothing to change: {before} from float64"
-        lines = [f"- {line}" for line in self.grouped()]
-        end = "" if self.is_stable else ", though relevance is still amplified, as in float64"
-        return "\n".join([f"from {before} to {after} from float64{end}, by", *lines])
-
-    def grouped(self) -> list[str]:
-        """Return the changes in words, a line for all layers with the same."""
-        layers: dict[str, list[str]] = {}
-        for change in self.changes:
-            layers.setdefault(f"{change.before} -> {change.after}", []).append(change.layer)
-        return [
-            f"{names[0] if len(names) == 1 else f'{len(names)} layers, such as {names[0]}'}: {text}"
-            for text, names in layers.items()
-        ]
-
-    def to_python(self) -> str:
-        """Return the name_map as Python text, to be copied."""
-        entries = [
-            f"    ({names!r}, {rule.__name__}, {parameters!r}),"
-            for names, rule, parameters in self.name_map
-        ]
-        return "\n".join(["name_map = [", *entries, "]"])
-
-
-def _percent(error: float | None) -> str:
-    return "not finite" if error is None else f"{error:.2g}"
 
 
 def advise(

@@ -20,8 +20,8 @@ _SIGNED = "give the layer a stabilizer that moves denominators away from 0, such
 class Cause:
     """What happens at a layer, and the remedy.
 
-    ``kind`` is one of ``overflow``, ``exact zero``, ``epsilon underflows``, ``pole``,
-    ``cancellation``, ``near zero``, ``handed down`` and ``unknown``.
+    ``kind`` is one of ``overflow``, ``undefined``, ``exact zero``, ``epsilon underflows``,
+    ``pole``, ``cancellation``, ``near zero``, ``handed down`` and ``unknown``.
     """
 
     kind: str
@@ -44,7 +44,9 @@ def cause_of(origin: Origin, dtype: torch.dtype) -> Cause:
         "use a wider dtype (bfloat16 has the range of float32), or a smaller scale of the weights",
     )
     if neuron is None or neuron.denominator is None or neuron.stabilized is None:
-        return overflow if origin.trouble is Trouble.OVERFLOW else _elsewhere(origin)
+        if origin.trouble is Trouble.OVERFLOW and origin.stabilizer:
+            return overflow
+        return _elsewhere(origin, largest)
     d, s = neuron.denominator, neuron.stabilized
     if not math.isfinite(d):
         return overflow
@@ -117,7 +119,17 @@ def _small(neuron: Neuron, d: float, s: float, typical: float, dtype: torch.dtyp
     )
 
 
-def _elsewhere(origin: Origin) -> Cause:
+def _elsewhere(origin: Origin, largest: float) -> Cause:
+    if origin.trouble is Trouble.OVERFLOW and origin.neuron is not None:
+        undefined = math.isnan(origin.neuron.z)
+        what = "it has no value there, as 0/0 and the root of a negative number have none"
+        if not undefined:
+            what = f"a division by 0, the logarithm of 0, or a value beyond {largest:.3g}"
+        return Cause(
+            "undefined" if undefined else "overflow",
+            what,
+            "add a small number to a divisor or under a root or logarithm, clamp what exp gets",
+        )
     return Cause(
         "unknown",
         f"an operation without a denominator ({origin.rule})",

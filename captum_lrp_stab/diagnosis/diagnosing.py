@@ -1,5 +1,6 @@
 """``diagnose``: where relevance is lost, amplified or destroyed in one attribution, and why."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,8 @@ def diagnose(
         >>> found.verdict, [layer.name for layer in found.layers]
         ('stable', ['0', '2'])
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold > 1:
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not 1 < threshold < math.inf:
         raise InputError(f"threshold is {threshold!r}; give a number above 1, such as 1000")
     subject = Subject(
         model,
@@ -96,7 +98,7 @@ def diagnose(
     if form == stock.NAME:
         said += _unaccounted(seen)
     finite = seen.done.is_finite and (origin is None or origin.is_finite)
-    exploded = seen.ledger.growth > EXPLOSION
+    exploded = bool(seen.ledger.score) and seen.ledger.growth > EXPLOSION
     verdict: Verdict = "unstable" if origin is not None or exploded else "stable"
     if not finite:
         verdict = "not finite"
@@ -110,7 +112,7 @@ def diagnose(
         origin,
         None if origin is None else cause_of(origin, subject.dtype),
         () if origin is None else _receptive_field(subject, origin),
-        None if origin is None else _is_stable_in_float64(subject, look, threshold),
+        None if origin is None else _is_better_in_float64(subject, look, threshold, finite),
         tuple(dict.fromkeys(said)),
         seen.done.relevances,
         seen.done.score,
@@ -118,7 +120,7 @@ def diagnose(
 
 
 def _form_of(form: str | Form, stabilizer: StabilizerLike | None) -> Form:
-    if not isinstance(form, str):
+    if callable(form):
         return form
     if form == stock.NAME:
         return forms.form_of("relevance", stabilizer)
@@ -141,16 +143,17 @@ def _unaccounted(seen: Watched) -> list[str]:
     ]
 
 
-def _is_stable_in_float64(
-    subject: Subject, look: Callable[[Subject], Watched], threshold: float
+def _is_better_in_float64(
+    subject: Subject, look: Callable[[Subject], Watched], threshold: float, is_finite: bool
 ) -> bool | None:
-    """Return whether the same attribution has no trouble in float64; None if that is unknown."""
+    """Return whether float64 has no trouble, or is finite as this is not; None if not known."""
     if subject.dtype == torch.float64:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return locate(in_float64(subject, look).records, threshold) is None
+            exact = locate(in_float64(subject, look).records, threshold)
+            return exact is None or (exact.is_finite and not is_finite)
     except LRPError:
         return None
 

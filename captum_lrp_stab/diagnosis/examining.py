@@ -147,7 +147,9 @@ def _without_rule(passage: Passage) -> _Sent:
 
 
 def _of_group(passage: Passage, group: Group, op: Affine, x: Tensor, sent: Message) -> _Sent:
-    d = wide(sent.denominators)
+    z = passage.z
+    # under some rules they are the same for all samples, and have one
+    d, s = wide(sent.denominators).expand_as(z), wide(sent.stabilized).expand_as(z)
     bias: Tensor | None = None
     for term in group.terms:
         if term.bias is not None:
@@ -170,8 +172,9 @@ def _of_group(passage: Passage, group: Group, op: Affine, x: Tensor, sent: Messa
             distributed = None  # what sends nothing has no relevance
         elif distributed is not None:
             live &= distributed | (passage.z == 0)
-    values, s = sent.values, wide(sent.stabilized)
-    return _Sent(group.share, wide(values), values, d, s, magnitude, bias, live, distributed)
+    raw = sent.values
+    m = wide(raw) if passage.scale == 1 else wide(raw) / passage.scale
+    return _Sent(group.share, m, raw, d, s, magnitude, bias, live, distributed)
 
 
 def _completed(
@@ -229,7 +232,7 @@ def _completed(
     bad = overflow or _first_bad(passage, sent) or _overflowing(record, passage, sent)
     return replace(
         record,
-        gain=float(gain.nan_to_num(0.0).max()),
+        gain=float(gain.nan_to_num(0.0, math.inf).max()) if gain.numel() else None,
         peak=float(emitted.max()) / l1 if l1 else None,
         excess=excess / l1 if l1 else 0.0,
         growth=growth,
@@ -273,7 +276,7 @@ def _denominators(
         int((cancellation > 1 / unit_roundoff).sum()),
         flipped,
         shrunk,
-        0.0 if empty else float(cancellation.nan_to_num(0.0).max()),
+        0.0 if empty else float(cancellation.nan_to_num(0.0, math.inf).max()),
         histogram_of(absolute),
         histogram_of(cancellation),
     )

@@ -24,7 +24,9 @@ class Ledger:
     @property
     def growth(self) -> float:
         """The absolute sum of the relevance of the inputs over that of the score."""
-        return self.inputs.l1 / abs(self.score) if self.score else math.inf
+        if self.score:
+            return self.inputs.l1 / abs(self.score)
+        return math.inf if self.inputs.l1 else 1.0
 
     @property
     def closing(self) -> float | None:

@@ -108,7 +108,7 @@ def _origin(record: LayerRecord, trouble: Trouble) -> Origin:
         "forward" if trouble in (Trouble.OVERFLOW, Trouble.GROWTH) else "backward",
         record.overflow if trouble is Trouble.OVERFLOW else record.handed_down.nonfinite,
         factor,
-        neuron or record.strongest,
+        neuron if neuron is not None or record.nonfinite_input is not None else record.strongest,
         record.nonfinite_input if not_finite else None,
         None if record.denominators is None else record.denominators.sizes.quantile(0.5),
         record.layer,

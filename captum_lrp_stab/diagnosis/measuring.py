@@ -38,7 +38,10 @@ def histogram_of(positive: Tensor) -> Histogram:
     Of a large tensor every n-th element is taken.
     """
     flat = positive.flatten()
-    exponents = flat[:: math.ceil(flat.numel() / _MOST) or 1].log10()
+    step = math.ceil(flat.numel() / _MOST) or 1
+    while math.gcd(step, flat.numel()) > 1 and step > 1:  # or it would see the same columns only
+        step += 1
+    exponents = flat[::step].log10()
     low, high = EDGES
     counts = torch.histc(exponents[exponents.isfinite()].float(), bins=_BINS, min=low, max=high)
     return Histogram(tuple(counts.long().tolist()))

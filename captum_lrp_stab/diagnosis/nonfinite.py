@@ -1,5 +1,6 @@
 """What ``LRP(nonfinite="raise" | "warn")`` says: the layer, the neuron, the cause, the remedy."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,4 +71,5 @@ def describe_neuron(neuron: Neuron) -> str:
 
 def describe_input(given: Input) -> str:
     """Return an input of a layer and its values in words."""
-    return f"input {given.index} (x = {given.x:.6g}, R = {given.relevance:.6g})"
+    x = "" if math.isnan(given.x) else f"x = {given.x:.6g}, "
+    return f"input {given.index} ({x}R = {given.relevance:.6g})"

@@ -16,6 +16,8 @@ from captum_lrp_stab.sites import Operation, names_of
 
 _CONSERVING = frozenset(
     """
+    celu elu gelu hardshrink hardswish hardtanh leaky_relu leakyrelu mish prelu relu relu6 rrelu
+    selu silu softshrink softsign tanh tanhshrink threshold
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptivemaxpool1d adaptivemaxpool2d
     adaptivemaxpool3d clone constantpad1d constantpad2d constantpad3d contiguous dropout dropout1d
     dropout2d dropout3d flatten identity max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d
@@ -24,7 +26,7 @@ _CONSERVING = frozenset(
     unsqueeze view zeropad1d zeropad2d zeropad3d
     """.split()
 )
-"""Operations that hand down what they receive, value by value: nothing to see."""
+"""Operations that hand down what they receive, value by value, and cannot overflow."""
 
 
 class Collector(Observer):
@@ -167,8 +169,7 @@ def probes_of(operations: Iterable[Operation]) -> list[FlowProbe]:
         if o.rule is None
         and o.reached
         and not (o.is_merged or o.is_absorbed or o.name in merged)
-        and o.treatment != "passed"
-        and not (o.treatment == "moved" and o.kind.lower() in _CONSERVING)
+        and not (o.treatment in ("moved", "passed") and o.kind.lower() in _CONSERVING)
     )
     return [FlowProbe(name, at_input) for name in names for at_input in (False, True)]
 
@@ -198,7 +199,7 @@ def records_of(
     return tuple(
         replace(found[operation], name=name, use=int(name[len(operation.name) + 1 : -1] or 0))
         for operation, name in zip(ordered, names_of(ordered), strict=True)
-        if _took_part(found[operation])
+        if found[operation].has_rule or _took_part(found[operation])
     )
 
 

@@ -14,7 +14,7 @@ from captum_lrp_stab import document
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.comparison.report import About
 from captum_lrp_stab.diagnosis import drawing
-from captum_lrp_stab.diagnosis.advising import Advice
+from captum_lrp_stab.diagnosis.advice import Advice
 from captum_lrp_stab.diagnosis.records import LayerRecord
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
@@ -208,7 +208,7 @@ def _origin(diagnosis: Diagnosis) -> Section:
 
 
 def _advice(advice: Advice) -> Section:
-    blocks: list[Block] = [Paragraph(str(advice).splitlines()[0])]
+    blocks: list[Block] = [Paragraph(f"{advice.summary()}.")]
     if advice.changes:
         blocks += [Notes(tuple(advice.grouped())), Code(advice.to_python())]
     return Section("Advice, followed and measured", tuple(blocks))

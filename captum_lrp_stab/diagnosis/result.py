@@ -24,8 +24,8 @@ class Diagnosis:
     ``origin`` is the first place where that starts, ``cause`` why and what to do about it; ``sees``
     says which part of each input the neuron there depends on. ``layers`` has a record of every use
     of every layer and operation that relevance passes, in order of execution, and ``ledger`` their
-    sum. ``dtype_is_cause`` says whether the same attribution is stable in float64: None where it
-    was not tried. Printing shows a table.
+    sum. ``dtype_is_cause`` says whether the same attribution is stable in float64, or at least
+    finite where it is not here: None where that was not tried. Printing shows a table.
     """
 
     verdict: Verdict
@@ -69,9 +69,13 @@ class Diagnosis:
             Trouble.AMPLIFICATION: f"relevance grows {number(self.origin.factor)} times",
             Trouble.EXCESS: f"relevance grows {number(self.origin.factor)} times by the stabilizer",
         }[self.origin.trouble]
-        lines = [f"it starts at {place}: {what}, because {self.cause.what}. {self.cause.remedy}."]
+        lines = [
+            f"it starts at {place}: {what}, because {self.cause.what}.",
+            f"{_sentence(self.cause.remedy)}.",
+        ]
         if self.dtype_is_cause:
-            lines.append(f"In float64 the same attribution is stable: {self.dtype} is the cause.")
+            good = "finite" if self.verdict == "not finite" else "stable"
+            lines.append(f"In float64 the same attribution is {good}: {self.dtype} is the cause.")
         elif self.dtype_is_cause is False:
             lines.append("It is the same in float64.")
         return " ".join(lines)
@@ -162,6 +166,10 @@ def row_of(layer: LayerRecord) -> tuple[str, ...]:
         number(shares.rounding),
         *below,
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _facts(layer: LayerRecord) -> dict[str, Any]:
