@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
 from captum_lrp_stab.sites import Operation
 
 TINY = 1e-30
@@ -27,6 +28,37 @@ class Reference(ABC):
             subject: What to attribute.
             operations: What this package's run gives each operation.
         """
+
+
+def run_checked(
+    reference: Reference, subject: Subject, operations: Sequence[Operation]
+) -> Recording:
+    """Run a reference and check the shape of what it gives.
+
+    Raises:
+        ReferenceFailedError: It raised an error of its own.
+        InputError: Its relevance has another shape or device than the inputs.
+    """
+    try:
+        done = reference.run(subject, operations)
+    except LRPError:
+        raise
+    except Exception as error:
+        raise ReferenceFailedError(
+            f"the reference {reference.name} raised {type(error).__name__}: {error}"
+        ) from error
+    if len(done.relevances) != len(subject.inputs):
+        raise InputError(
+            f"the reference {reference.name} gave {len(done.relevances)} tensors of relevance for "
+            f"{len(subject.inputs)} inputs"
+        )
+    for index, (r, x) in enumerate(zip(done.relevances, subject.inputs, strict=True)):
+        if r.shape != x.shape or r.device != x.device:
+            raise InputError(
+                f"the reference {reference.name} gave relevance of shape {tuple(r.shape)} on "
+                f"{r.device} for input {index} of shape {tuple(x.shape)} on {x.device}"
+            )
+    return done
 
 
 def where_not_0(z: Tensor) -> Tensor:

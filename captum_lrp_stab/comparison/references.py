@@ -162,32 +162,3 @@ def reference_of(reference: Any) -> Reference:
         f"reference is {reference!r}; give one of {', '.join(NAMES)}, an LRP with other rules, a "
         "composite of zennit, or a function (model, inputs, target) -> relevance"
     )
-
-
-def run(reference: Reference, subject: Subject, operations: Sequence[Operation]) -> Recording:
-    """Run a reference and check the shape of what it gives.
-
-    Raises:
-        ReferenceFailedError: It raised an error of its own.
-        InputError: Its relevance has another shape or device than the inputs.
-    """
-    try:
-        done = reference.run(subject, operations)
-    except LRPError:
-        raise
-    except Exception as error:
-        raise ReferenceFailedError(
-            f"the reference {reference.name} raised {type(error).__name__}: {error}"
-        ) from error
-    if len(done.relevances) != len(subject.inputs):
-        raise InputError(
-            f"the reference {reference.name} gave {len(done.relevances)} tensors of relevance for "
-            f"{len(subject.inputs)} inputs"
-        )
-    for index, (r, x) in enumerate(zip(done.relevances, subject.inputs, strict=True)):
-        if r.shape != x.shape or r.device != x.device:
-            raise InputError(
-                f"the reference {reference.name} gave relevance of shape {tuple(r.shape)} on "
-                f"{r.device} for input {index} of shape {tuple(x.shape)} on {x.device}"
-            )
-    return done

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from captum_lrp_stab.comparison import references
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.recording import Recording
-from captum_lrp_stab.comparison.reference import Reference
+from captum_lrp_stab.comparison.reference import Reference, run_checked
 from captum_lrp_stab.comparison.removals import Trial
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import LRPError
@@ -154,7 +153,7 @@ class Runs:
         def run() -> Recording:
             self._progress(trial.reference.name)
             operations = self.operations_of(trial.theirs)
-            return references.run(trial.reference, trial.theirs, operations)
+            return run_checked(trial.reference, trial.theirs, operations)
 
         found = self._recorded((id(trial.reference), id(trial.theirs)), trial, run)
         if trial.is_normalised and ours.score is not None:

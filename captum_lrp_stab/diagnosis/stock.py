@@ -13,6 +13,7 @@ from captum_lrp_stab import kernel
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.comparison import captum_reference
+from captum_lrp_stab.comparison.reference import run_checked
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis.ledger import ledger_of
 from captum_lrp_stab.diagnosis.measuring import flow_of, total_of
@@ -77,10 +78,11 @@ def watch_stock(subject: Subject) -> Watched:
     Raises:
         RuleMapError: Captum has no rule for a leaf module, and nor has this package; or the model
             has no children.
+        ReferenceFailedError: Captum raised an error of its own.
     """
     operations = subject.operations()
     collector = Collector()
-    seen = _WatchedDriver(collector).run(subject, operations)
+    seen = run_checked(_WatchedDriver(collector), subject, operations)
     score = seen.score
     assert score is not None  # of the plain model, which always has one
     records = records_of(collector, (), operations, subject.dtype)
