@@ -17,15 +17,17 @@ from torchvision.transforms.functional import pil_to_tensor
 from captum_lrp_stab import choices, forms
 from captum_lrp_stab.diagnosis.locating import Origin
 from captum_lrp_stab.diagnosis.nonfinite import nonfinite_origin
+from captum_lrp_stab.diagnosis.observing import Collector, probes_of, records_of
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.planning import plan
 from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.propagation import Propagation, propagate
+from captum_lrp_stab.propagation import Propagation, operations_of, propagate
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.stabilizers import Stabilizer
+from captum_lrp_stab.study.measuring import amplification_of
 from captum_lrp_stab.summary import Place, Statistics, finite_part, place, statistics
 from captum_lrp_stab.translation import rule_set_of
 from captum_lrp_stab.zoo import Classifier
@@ -49,6 +51,7 @@ class Finding:
     smallest: Place | None
     anomaly: str | None  # what autograd's anomaly detection says, if asked
     warnings: tuple[str, ...]
+    amplification: dict[str, float | None]  # by layer: L1 of relevance handed down over received
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +133,7 @@ def investigate(
         )
 
     planned = plan(model, x, name_map, attention=attention)
+    operations = [o for o in operations_of(model, x, None, rule_set) if o.reached]
     fallbacks = tuple(f"{row.name} ({row.type}: {row.fallback})" for row in planned.fallbacks)
     where = pil_to_tensor(ready.picture), x[0], ready.gradient
     findings, heatmaps = [], []
@@ -137,14 +141,19 @@ def investigate(
         progress(name)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            done = run(stabilizer)
+            collector, watching = Collector(denominators=False), probes_of(operations)
+            done = run(stabilizer, collector, tuple(watching))
+            seen = records_of(collector, watching, done.operations, x.dtype)
             origin = None
             if not done.is_finite:
                 again = partial(run, stabilizer)
                 origin = nonfinite_origin(again, done.operations, x.dtype)
         anomaly = _anomaly(partial(run, stabilizer)) if detect_anomaly else None
         said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-        findings.append(_finding(name, stabilizer, done, origin, where, anomaly, said))
+        amplification = amplification_of(seen)
+        findings.append(
+            _finding(name, stabilizer, done, origin, where, anomaly, said, amplification)
+        )
         heatmaps.append(done.relevances[0][0].to(torch.float64).sum(0))
     return Investigation(
         classifier.name,
@@ -172,6 +181,7 @@ def _finding(
     where: tuple[Tensor, Tensor, Tensor],
     anomaly: str | None,
     said: tuple[str, ...],
+    amplification: dict[str, float | None],
 ) -> Finding:
     relevance = done.relevances[0][0].to(torch.float64)
     heatmap = relevance.sum(0)
@@ -193,6 +203,7 @@ def _finding(
         place(relevance, False, *where),
         anomaly,
         said,
+        amplification,
     )
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number in few digits.
+    """Return a number in few digits, a dash for none and for NaN.
 
     Example:
         >>> number(0.012345), number(None)
         ('0.012', '-')
     """
-    return "-" if value is None else f"{value:.{digits}g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
 def to_text(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:

@@ -9,7 +9,15 @@ import typer
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from captum_lrp_stab import choices, forms, pictures, zoo
@@ -71,14 +79,22 @@ def load(model: str, weights: str, seed: int) -> zoo.Classifier:
 
 
 @contextmanager
-def progress(steps: int | None) -> Iterator[Callable[[str], None]]:
+def progress(steps: int | None, long: bool = False) -> Iterator[Callable[[str], None]]:
     """Show a bar on a terminal; yields what is called with a name before each step.
 
     Args:
         steps: How many there are, None if that is not known.
+        long: Show how much time is left.
     """
     console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+    ]
+    if long:
+        columns.append(TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         task = shown.add_task("", total=steps)
         begun = 0

@@ -2,7 +2,7 @@
 
 import pprint
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,10 @@ class Advice:
 
     def to_python(self) -> str:
         """Return the name_map as Python text, to be copied."""
+        values = [v for _, _, parameters in self.name_map for v in parameters.values()]
         kinds = {rule for _, rule, _ in self.name_map}
-        lines = [f"from {kind.__module__} import {kind.__name__}" for kind in _sorted(kinds)]
-        values = {v for _, _, parameters in self.name_map for v in parameters.values()}
-        kinds = {type(v) for v in values if isinstance(v, Stabilizer)}
-        lines += [f"from {kind.__module__} import {kind.__name__}" for kind in _sorted(kinds)]
+        kinds |= {type(v) for v in values if isinstance(v, Stabilizer)}
+        lines = list(_imports(kinds))
         if any(isinstance(v, Tensor) for v in values):
             lines.append("from torch import tensor")
         lines += ["", "name_map = ["]
@@ -93,8 +92,13 @@ class Advice:
         return "\n".join([*lines, "]"])
 
 
-def _sorted(kinds: Iterable[type]) -> list[type]:
-    return sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
+def _imports(kinds: Iterable[type]) -> Iterator[str]:
+    """Yield import statements, one for each module."""
+    modules: dict[str, list[str]] = {}
+    for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__)):
+        modules.setdefault(kind.__module__, []).append(kind.__name__)
+    for module, names in modules.items():
+        yield f"from {module} import {', '.join(names)}"
 
 
 def _literal(value: Any) -> str:

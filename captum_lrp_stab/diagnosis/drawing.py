@@ -85,7 +85,8 @@ def ledger(diagnosis: Diagnosis) -> Figure:
     middle.set_title("absorbed by", fontsize=9)
     sizes = [*(flow.l1 for flow in received), diagnosis.ledger.inputs.l1]
     right.plot([v or np.nan for v in sizes], places, color=INK, marker="o", markersize=3)
-    if any(size > 0 for size in sizes):
+    positive = [size for size in sizes if size > 0]
+    if positive and max(positive) > 10 * min(positive):
         right.set_xscale("log")
     right.set_title("absolute sum", fontsize=9)
     left.set_yticks(places, names, fontsize=7, parse_math=False)

@@ -133,6 +133,10 @@ def of(findings: Findings) -> Document:
 def _subject(findings: Findings) -> Block:
     about, diagnosis = findings.about, findings.diagnosis
     ready, ledger = about.ready, diagnosis.ledger
+    total, absolute = "not finite", "not finite"
+    if not ledger.inputs.nonfinite:
+        total = f"{ledger.inputs.total:.5g}"
+        absolute = f"{ledger.inputs.l1:.4g}, {number(ledger.growth)} times the score"
     items = [
         ("model", f"{ready.classifier.name} ({ready.classifier.weights})"),
         ("picture", about.picture),
@@ -140,8 +144,8 @@ def _subject(findings: Findings) -> Block:
         ("score", f"{ready.score:.5g}"),
         ("rules", about.rules + (f", stabilizer {about.stabilizer}" if about.stabilizer else "")),
         ("form", f"{diagnosis.form}, {diagnosis.dtype}"),
-        ("sum of relevance", f"{ledger.inputs.total:.5g}"),
-        ("absolute sum", f"{ledger.inputs.l1:.4g}, {number(ledger.growth)} times the score"),
+        ("sum of relevance", total),
+        ("absolute sum", absolute),
     ]
     return Facts(tuple(items))
 
