@@ -170,10 +170,11 @@ class Interception(TorchFunctionMode, ABC):
             if operation.nodes is not None:
                 found = any(node in reached for node in operation.nodes)
                 operation.reached = found or operation.is_absorbed
-        self.operations = [o for o in self.operations if o.reached or not o.is_merged]
+        ran = self.operations
+        self.operations = [o for o in ran if o.reached or not o.is_merged]
         if whole:
             link(self.operations)
-        for operation in self.operations:
+        for operation in ran:  # also of those left out: their nodes would keep the pass alive
             operation.nodes = None
         self._from_inputs.clear()
 

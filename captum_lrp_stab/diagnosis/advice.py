@@ -59,6 +59,11 @@ class Advice:
                 f"({before} as it is); use {self.dtype}: {after}"
             )
         if not self.changes:
+            if self.holds and not self.is_stable:
+                return (
+                    "no stabilizer helps: relevance is amplified, in float64 as well, from which "
+                    f"the relative difference is {after}; another rule may cancel less"
+                )
             if self.holds:
                 return f"nothing to change: the relative difference from float64 is {after}"
             return f"no stabilizer and no dtype helps: {after} from float64"
@@ -80,13 +85,17 @@ class Advice:
         values = [v for _, _, parameters in self.name_map for v in parameters.values()]
         kinds = {rule for _, rule, _ in self.name_map}
         kinds |= {type(v) for v in values if isinstance(v, Stabilizer)}
-        lines = list(_imports(kinds))
-        if any(isinstance(v, Tensor) for v in values):
-            lines.append("from torch import tensor")
+        lines = ["import torch"] if any(isinstance(v, Tensor) for v in values) else []
+        lines += _imports(kinds)
+        own = {id(v): v for v in values if callable(v) and not isinstance(v, Stabilizer)}
+        named = {key: f"stabilizer_{n}" for n, key in enumerate(own)}
+        lines += [f"{named[key]} = ...  # put in yours: {value!r}" for key, value in own.items()]
         lines += ["", "name_map = ["]
         for names, rule, parameters in self.name_map:
             listed = textwrap.indent(pprint.pformat(names, width=90, compact=True), " " * 8)
-            given = ", ".join(f"{key!r}: {_literal(v)}" for key, v in parameters.items())
+            given = ", ".join(
+                f"{key!r}: {named.get(id(v)) or _literal(v)}" for key, v in parameters.items()
+            )
             lines += ["    (", f"{listed},", f"        {rule.__name__},", f"        {{{given}}},"]
             lines.append("    ),")
         return "\n".join([*lines, "]"])
@@ -104,7 +113,7 @@ def _imports(kinds: Iterable[type]) -> Iterator[str]:
 def _literal(value: Any) -> str:
     """Return a value as Python text on one line, a tensor with all its digits."""
     if isinstance(value, Tensor):
-        return f"tensor({value.tolist()!r})"
+        return f"torch.tensor({value.tolist()!r}, dtype={value.dtype})"
     return repr(value)
 
 

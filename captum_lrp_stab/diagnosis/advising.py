@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_stab import checks, forms
 from captum_lrp_stab.captum_bridge import Rule
@@ -23,7 +23,7 @@ from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.subject import Subject, on
 from captum_lrp_stab.diagnosis.advice import Advice, Change
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, check_threshold, locate
 from captum_lrp_stab.diagnosis.watching import watch
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.forms import Form
@@ -35,7 +35,6 @@ from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, Stabi
 from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules
 
 _FACTORS = (8.0, 64.0, 512.0)
-_DECADES = range(-6, 3)  # of epsilon over the median denominator, of all layers at once
 
 
 def advise(
@@ -68,7 +67,7 @@ def advise(
         threshold: See :func:`captum_lrp_stab.diagnose`.
 
     Raises:
-        InputError: ``tolerance`` is no positive number.
+        InputError: ``tolerance`` is no positive number, or ``threshold`` none above 1.
         LRPError: As :meth:`captum_lrp_stab.LRP.attribute`.
 
     Example:
@@ -81,8 +80,10 @@ def advise(
         >>> advise(model, torch.ones(1, 4), 1, presets.epsilon()).changes
         ()
     """
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0 < tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
+    check_threshold(threshold)
     subject = Subject(
         model,
         as_tuple(inputs),
@@ -138,10 +139,6 @@ class _Adviser:
             tried.add(layer)
             self.subject = self._least(layer) or self.subject
             origin = self.origin(self.subject)
-        for subject in self._larger():
-            if self.is_within(self.error(self.subject)):
-                break
-            self.subject = subject
         error, dtype = self.error(self.subject), None
         if not self.is_within(error):
             self.subject, error, dtype = self._wider()
@@ -182,7 +179,9 @@ class _Adviser:
         found = [one.run((layer,)).inputs.get(layer, []) for one in (subject, self.exact(subject))]
         if len(found[0]) != len(found[1]):
             return False
-        pairs = zip(*found, strict=True)
+        pairs = list(zip(*found, strict=True))
+        if not any(bool(t.any()) for _, b in pairs for t in b.relevance or ()):
+            return False  # nothing comes down any more: that is no cure
         differences = [relative_difference(a.relevance or (), b.relevance or ()) for a, b in pairs]
         return all(map(self.is_within, differences))
 
@@ -216,7 +215,8 @@ class _Adviser:
         """Return the subject with the least stabilizer of a layer that helps; None if none does."""
         rounding = [self._with({layer: RoundingAware(f)}) for f in _FACTORS]
         scale = self._medians().get(layer, 1.0)
-        ladder = [self._with({layer: Signed(e)}) for e in _ladder(scale)]
+        largest = torch.finfo(self.subject.dtype).max / 10
+        ladder = [self._with({layer: Signed(e)}) for e in _ladder(scale) if e < largest]
         if any(subject is None for subject in (*rounding, *ladder)):
             return None  # a rule that takes no stabilizer
 
@@ -239,15 +239,6 @@ class _Adviser:
             if index < len(ladder):
                 return ladder[index]
         return None
-
-    def _larger(self) -> Iterator[Subject]:
-        """Yield subjects with larger epsilons: of the layers changed, then of all."""
-        scales = self._medians()
-        for n in _DECADES:
-            epsilons = {layer: Signed(float(f"{s * 10**n:.1g}")) for layer, s in scales.items()}
-            subject = self._with(epsilons)
-            if subject is not None:
-                yield subject
 
     def _wider(self) -> tuple[Subject, float | None, str | None]:
         """Return the subject as it was in the narrowest dtype that agrees with float64."""
@@ -288,7 +279,7 @@ class _Adviser:
     def _changes(self) -> Iterator[Change]:
         before, after = (s.rule_set().named for s in (self.first, self.subject))
         for layer, rule in after.items():
-            if repr(rule) != repr(before[layer]):
+            if _key(rule) != _key(before[layer]):
                 yield Change(layer, repr(before[layer]), repr(rule))
 
 
@@ -313,10 +304,19 @@ def _stabilized(rule: Rule, stabilizer: Stabilizer) -> Rule | None:
 
 def _name_map(rules: Mapping[str, Rule]) -> NameMap:
     """Return rules as a name_map, equal ones in one entry."""
-    entries: dict[str, tuple[list[str], type[PropagationRule], dict[str, Any]]] = {}
+    entries: dict[Any, tuple[list[str], type[PropagationRule], dict[str, Any]]] = {}
     for layer, rule in rules.items():
         kind, parameters = type(rule), rule.parameters()
         if isinstance(rule, ManipulatedWeightsRule):
             kind, parameters = type(rule.rule), {}
-        entries.setdefault(repr(rule), ([], kind, parameters))[0].append(layer)
+        entries.setdefault(_key(rule), ([], kind, parameters))[0].append(layer)
     return list(entries.values())
+
+
+def _key(rule: Rule) -> tuple[Any, ...]:
+    """Return what is equal for equal rules."""
+    values = [
+        (name, str(v.dtype), repr(v.tolist())) if isinstance(v, Tensor) else (name, repr(v))
+        for name, v in rule.parameters().items()
+    ]
+    return repr(rule), *values

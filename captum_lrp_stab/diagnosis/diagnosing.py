@@ -1,6 +1,5 @@
 """``diagnose``: where relevance is lost, amplified or destroyed in one attribution, and why."""
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from captum_lrp_stab import checks, forms
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis import stock
 from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import EXPLOSION, THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.locating import EXPLOSION, THRESHOLD, Origin, check_threshold, locate
 from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
 from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
 from captum_lrp_stab.diagnosis.watching import Watched, in_float64, watch
@@ -73,9 +72,7 @@ def diagnose(
         >>> found.verdict, [layer.name for layer in found.layers]
         ('stable', ['0', '2'])
     """
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-    if not number or not 1 < threshold < math.inf:
-        raise InputError(f"threshold is {threshold!r}; give a number above 1, such as 1000")
+    check_threshold(threshold)
     subject = Subject(
         model,
         as_tuple(inputs),

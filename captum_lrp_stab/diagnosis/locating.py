@@ -12,11 +12,13 @@ to the output. What counts as trouble:
   relevance that the layer received. Signed stabilizers, clipping and LRP-0 never do.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from captum_lrp_stab.diagnosis.records import Input, LayerRecord, Neuron
+from captum_lrp_stab.errors import InputError
 
 THRESHOLD = 1000.0
 """How many times the relevance received is too much, where nothing else is said."""
@@ -63,6 +65,13 @@ class Origin:
     def is_finite(self) -> bool:
         """Whether all values are finite."""
         return self.trouble not in (Trouble.OVERFLOW, Trouble.NONFINITE)
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise InputError unless ``threshold`` is a number above 1."""
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not 1 < threshold < math.inf:
+        raise InputError(f"threshold is {threshold!r}; give a number above 1, such as 1000")
 
 
 def locate(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,15 +63,12 @@ class Measurer:
     name_map: NameMap
     operations: Sequence[Operation] = field(repr=False)
 
-    def measure(
-        self, file: PictureFile, sha256: str, free: Callable[[], object] = lambda: None
-    ) -> PictureRecord:
+    def measure(self, file: PictureFile, sha256: str) -> PictureRecord:
         """Return the record of a picture.
 
         Args:
             file: The picture.
             sha256: Of its content.
-            free: Called after each attribution.
 
         Raises:
             ModelError: The weights are not finite, or overflow in the dtype.
@@ -83,10 +80,7 @@ class Measurer:
             return PictureRecord(file.name, sha256, reason(error, file))
         except InputError as error:  # of the output: the target has been looked at before
             return PictureRecord(file.name, sha256, str(error))
-        runs = []
-        for name in q.names:
-            runs.append(self._run(ready, name))
-            free()
+        runs = [self._run(ready, name) for name in q.names]
         return PictureRecord(
             file.name,
             sha256,

@@ -12,7 +12,6 @@ from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.study import files, grid
 from captum_lrp_stab.study.files import PictureFile
 from captum_lrp_stab.study.measuring import Measurer, Question, make_measurer
-from captum_lrp_stab.study.memory import frugal
 from captum_lrp_stab.study.records import PictureRecord
 from captum_lrp_stab.study.result import Study, gather
 from captum_lrp_stab.study.settings import settings_of
@@ -70,17 +69,14 @@ def study_pictures(
     store = Store(folder, settings, fresh)
 
     def records() -> Iterator[PictureRecord]:
-        with frugal() as free:
-            for picture in pictures:
-                progress(picture.name)
-                yield _record(measurer, store, picture, free)
+        for picture in pictures:
+            progress(picture.name)
+            yield _record(measurer, store, picture)
 
     return gather(settings, records())
 
 
-def _record(
-    measurer: Measurer, store: Store, picture: PictureFile, free: Callable[[], object]
-) -> PictureRecord:
+def _record(measurer: Measurer, store: Store, picture: PictureFile) -> PictureRecord:
     """Return a picture's record as it is in the store."""
     try:
         sha256 = files.digest(picture.path)
@@ -90,7 +86,7 @@ def _record(
         )
     known = store.load(picture.name, sha256)
     if known is None:
-        store.save(measurer.measure(picture, sha256, free))
+        store.save(measurer.measure(picture, sha256))
         # From the disk, so that it makes no difference when it was measured.
         known = store.load(picture.name, sha256)
     if known is None:

@@ -1,0 +1,125 @@
+"""``diagnose`` finds what was planted, names its cause, and is silent on clean runs."""
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from planting_gardener import KINDS
+from planting_harm import Planting
+from plantings import clean_run, planting
+from torch import nn
+
+from captum_lrp_stab import diagnose, forms
+from captum_lrp_stab.diagnosis import Diagnosis
+from captum_lrp_stab.diagnosis.locating import Trouble
+
+SEEDS = range(200)
+CAUSES = {
+    "exact zero": "exact zero",
+    "near zero, positive": "near zero",
+    "near zero, negative": "near zero",
+    "cancellation": "cancellation",
+    "overflow": "overflow",
+    "underflow": "epsilon underflows",
+    "sign flip": "pole",
+}
+
+
+def diagnosed(case: Planting, model: nn.Module) -> Diagnosis:
+    form = forms.form_of(case.form, case.stabilizer)
+    return diagnose(model, case.x, case.target, case.rules, form=form)
+
+
+@cache
+def found(seed: int) -> Diagnosis:
+    return diagnosed(planting(seed), planting(seed).model)
+
+
+def test_the_origin_is_the_layer_and_the_neuron():
+    right = 0
+    for seed in SEEDS:
+        case, origin = planting(seed), found(seed).origin
+        assert origin is not None and origin.layer == case.layer, (seed, case.kind, origin)
+        right += origin.neuron is not None and origin.neuron.index == case.index
+    assert right >= 0.95 * len(SEEDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_verdict_and_the_cause(kind):
+    for seed in (s for s in SEEDS if KINDS[s % len(KINDS)] == kind):
+        case, result = planting(seed), found(seed)
+        assert result.origin is not None and result.cause is not None
+        finite = result.origin.is_finite and all(R.isfinite().all() for R in result.relevances)
+        assert result.verdict == ("unstable" if finite else "not finite"), seed
+        assert result.cause.kind == CAUSES[kind], (seed, result.cause)
+        assert result.cause.what and result.cause.remedy
+        assert result.cause.remedy.lower() in result.explanation().lower()
+        assert f"'{result.origin.name}'" in result.explanation()
+        assert f"{result.verdict}: " in str(result) and case.layer in result.to_json()
+
+
+def test_each_cause_has_a_remedy_of_its_own():
+    remedies = {(found(s).cause.kind, found(s).cause.remedy) for s in SEEDS}
+    assert {kind for kind, _ in remedies} == set(CAUSES.values())
+    assert len({remedy for _, remedy in remedies}) == len(remedies) == len(set(CAUSES.values()))
+
+
+def test_whether_the_dtype_is_the_cause():
+    seen = Counter()
+    for seed in range(0, len(SEEDS), 2):  # of every kind
+        case, here = planting(seed), found(seed)
+        if case.x.dtype == torch.float64:
+            assert here.dtype_is_cause is None  # there is nothing wider
+            continue
+        wide = replace(case, x=case.x.double())
+        there = diagnosed(wide, copy.deepcopy(case.model).double())
+        better = there.verdict == "stable" or "not finite" == here.verdict != there.verdict
+        assert here.dtype_is_cause is better, (seed, case.kind)
+        said = f"{str(case.x.dtype).removeprefix('torch.')} is the cause"
+        assert (said in here.explanation()) == better
+        seen[case.kind, better] += 1
+    assert seen["underflow", True] and not seen["underflow", False]  # 0 in float16 alone
+    assert seen["overflow", True] and not seen["overflow", False]
+    assert seen["sign flip", False]  # the pole is where it is in any dtype
+
+
+def test_clean_runs_raise_no_alarm_and_their_books_close():
+    seen = Counter()
+    for seed in SEEDS:
+        case = clean_run(seed)
+        result = diagnosed(case, case.model)
+        where = (seed, case.kind, case.architecture, case.form, result.explanation())
+        assert result.verdict == "stable" and result.origin is None, where
+        assert result.cause is None and not result.sees, where
+        ledger = result.ledger
+        double = case.x.dtype == torch.float64
+        limit = (1e-10 if double else 2e-3) * abs(ledger.score)
+        assert abs(ledger.elsewhere) + abs(ledger.shares.rounding) <= limit, (where, ledger)
+        parts = ledger.inputs.total + ledger.shares.total + ledger.elsewhere
+        assert parts == pytest.approx(ledger.score, rel=1e-9), where
+        seen[case.x.dtype, case.form] += 1
+    assert len(seen) == 2 * len(forms.NAMES)
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        pytest.param(range(0, 100), id="first"),
+        pytest.param(range(100, 200), id="second", marks=pytest.mark.slow),
+    ],
+)
+def test_without_the_planting_there_is_no_alarm_at_its_layer(seeds):
+    for seed in seeds:
+        case = planting(seed)
+        assert case.clean is not None
+        origin = diagnosed(case, case.clean).origin
+        if origin is None or origin.layer != case.layer:
+            continue
+        # the stabilizer that the planting needs is there without it, and adds relevance of its own
+        assert case.kind == "sign flip" and origin.trouble is Trouble.EXCESS, (seed, origin)
+        assert origin.factor is None or origin.factor < 300, (seed, origin)
+        planted = found(seed).origin
+        assert planted is not None and planted.trouble is not Trouble.EXCESS
