@@ -32,6 +32,8 @@ from captum_lrp_stab.diagnosis import Advice, advise
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.translation import rule_set_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = range(200)
 SOME = tuple(7 * i + i % 7 for i in range(28))  # every kind four times
 

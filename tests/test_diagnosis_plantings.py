@@ -16,6 +16,8 @@ from captum_lrp_stab import diagnose, forms
 from captum_lrp_stab.diagnosis import Diagnosis
 from captum_lrp_stab.diagnosis.locating import Trouble
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = range(200)
 CAUSES = {
     "exact zero": "exact zero",
@@ -107,7 +109,7 @@ def test_clean_runs_raise_no_alarm_and_their_books_close():
 @pytest.mark.parametrize(
     "seeds",
     [
-        pytest.param(range(0, 100), id="first"),
+        pytest.param(range(0, 100), id="first", marks=pytest.mark.slow),
         pytest.param(range(100, 200), id="second", marks=pytest.mark.slow),
     ],
 )

@@ -15,6 +15,8 @@ from captum_lrp_stab import EpsilonRule, PassRule, diagnose, forms
 from captum_lrp_stab.diagnosis.measuring import histogram_of
 from captum_lrp_stab.diagnosis.records import LayerRecord
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BIN = 1.06  # numbers in a histogram are known to half a bin of a twentieth of a power of ten
 
 

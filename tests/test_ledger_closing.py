@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from captum_lrp_stab import EpsilonRule, GammaRule, diagnose, forms
 from captum_lrp_stab.errors import RuleError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # small networks ----------------------------------------------------------------------------------
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

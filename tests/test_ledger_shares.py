@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import EpsilonRule, diagnose, forms, presets
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # constants of the model --------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from captum_lrp_stab import (
 from captum_lrp_stab.diagnosis.locating import Origin, Trouble
 from captum_lrp_stab.diagnosis.result import Diagnosis
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def linear(*rows: list[float]) -> nn.Linear:
     weight = torch.tensor(rows)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from captum_lrp_stab import EpsilonRule, forms, plan
 from captum_lrp_stab.comparison.recording import Uses
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = range(200)
 ORDINARY = 300  # what no layer does to the sum of |relevance| without a planting; seen: 110
 
@@ -103,6 +105,7 @@ def test_the_plan_lists_the_layer_and_its_output():
         assert all(0 <= i < n for i, n in zip(case.index, shape, strict=True))
 
 
+@pytest.mark.slow
 def test_clean_runs_do_no_harm():
     seen = Counter()
     for seed in SEEDS:

@@ -18,6 +18,8 @@ from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.translation import rule_set_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Net(nn.Module):
     """A forward pass given as a function of the module and the inputs."""
