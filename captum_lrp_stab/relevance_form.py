@@ -106,33 +106,40 @@ class RelevanceForm(GradientForm):
         given = operations.tensors_in(args, kwargs)
         inputs = {id(t): t for t in given if self.depends_on_input(t)}
         points = {key: t.detach().clone().requires_grad_() for key, t in inputs.items()}
+
+        def stand_in(t: Tensor) -> Tensor:
+            return points[id(t)] if id(t) in points else t.detach()
+
+        # not the arguments themselves: where one is written to it would hold its own graph
+        standing = operations.mapped(stand_in, args), operations.mapped(stand_in, kwargs)
         plain = operations.out_of_place(func)
 
-        def run(points: Mapping[int, Tensor]) -> Tensor:
+        def run(others: Mapping[int, Tensor]) -> Tensor:
             def change(t: Tensor) -> Tensor:
-                return points.get(id(t), t)
+                return others.get(id(t), t)
 
             with torch.enable_grad():
                 result: Tensor = plain(
-                    *operations.mapped(change, args), **operations.mapped(change, kwargs)
+                    *operations.mapped(change, standing[0]),
+                    **operations.mapped(change, standing[1]),
                 )
             return result
 
-        def magnitude() -> Tensor:
-            nothing = {key: torch.zeros_like(p) for key, p in points.items()}
-            each = [run(nothing | {key: p.detach().abs()}).abs() for key, p in points.items()]
-            return torch.stack(each).sum(0)
-
-        z = run(points)
+        z = run({})
         graph = operations.graph(z)
         taking = {id(node.variable) for node in graph if hasattr(node, "variable")}
         # without those that a surrogate holds constant
         inputs = {key: t for key, t in inputs.items() if id(points[key]) in taking}
+        xs = tuple(points[key] for key in inputs)
+
+        def magnitude() -> Tensor:
+            nothing = {id(x): torch.zeros_like(x) for x in points.values()}
+            each = [run(nothing | {id(x): x.detach().abs()}).abs() for x in points.values()]
+            return torch.stack(each).sum(0)
 
         def backward(R: Tensor) -> tuple[Tensor, ...]:
             s = stabilizers.apply(self.stabilizer, z.detach(), magnitude)
             message = R / s
-            xs = tuple(points[key] for key in inputs)
             gradients = torch.autograd.grad(z, xs, message)
             results = tuple(x.detach() * g for x, g in zip(xs, gradients, strict=True))
             if self.observer is not None:

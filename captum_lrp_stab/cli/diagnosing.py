@@ -9,7 +9,8 @@ from captum_lrp_stab import choices, diagnosis, forms, zoo
 from captum_lrp_stab.cli import common
 from captum_lrp_stab.comparison.report import About
 from captum_lrp_stab.diagnosis import report, stock
-from captum_lrp_stab.diagnosis.locating import THRESHOLD
+from captum_lrp_stab.diagnosis.advising import check_tolerance
+from captum_lrp_stab.diagnosis.locating import THRESHOLD, check_threshold
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.report import make_folder
@@ -75,7 +76,11 @@ def diagnose(
             raise InputError(f"no form has the name {form!r}; give {', '.join(_FORMS)}")
         if sweep not in (None, "epsilon", "gamma"):
             raise InputError(f"sweep is {sweep!r}; give epsilon or gamma")
+        if sweep is not None and stabilizer is not None:
+            raise InputError("a sweep sets the stabilizers itself; give --sweep or --stabilizer")
         choices.dtype_of(dtype)
+        check_threshold(threshold)
+        check_tolerance(tolerance)
         picture, title = common.picture_of(image)
         make_folder(out)  # or fail now, not after minutes of work
         classifier = common.load(model, weights, seed)

@@ -27,8 +27,8 @@ class Advice:
 
     ``error`` is the relative difference between the dtype asked about and float64, ``error_before``
     the same without the advice; None where one of them is not finite. ``is_stable`` says whether no
-    layer is in trouble any more. Where no stabilizer helps, ``dtype`` is the narrowest wider dtype
-    that does, and there is nothing else to change.
+    layer is in trouble any more. Where no stabilizer alone helps, ``dtype`` is the narrowest wider
+    dtype that does, with the changes if there are any.
     """
 
     tolerance: float
@@ -55,8 +55,9 @@ class Advice:
         before, after = (_in_words(e) for e in (self.error_before, self.error))
         if self.dtype is not None:
             return (
-                f"no stabilizer makes this attribution agree with float64 to {self.tolerance:g} "
-                f"({before} as it is); use {self.dtype}: {after}"
+                f"no stabilizer alone makes this attribution agree with float64 to "
+                f"{self.tolerance:g} ({before} as it is); use {self.dtype}"
+                f"{' with these changes' if self.changes else ''}: {after}"
             )
         if not self.changes:
             if self.holds and not self.is_stable:

@@ -7,6 +7,7 @@ Every claim is the result of a run: the advice that is returned has been followe
 """
 
 import bisect
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from captum_lrp_stab.comparison.subject import Subject, on
 from captum_lrp_stab.diagnosis.advice import Advice, Change
 from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, check_threshold, locate
 from captum_lrp_stab.diagnosis.watching import watch
-from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.forms import Form
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.propagation import as_tuple
@@ -80,9 +81,7 @@ def advise(
         >>> advise(model, torch.ones(1, 4), 1, presets.epsilon()).changes
         ()
     """
-    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
-    if not number or not 0 < tolerance < math.inf:
-        raise InputError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
+    check_tolerance(tolerance)
     check_threshold(threshold)
     subject = Subject(
         model,
@@ -96,10 +95,18 @@ def advise(
         form=forms.form_of(form, stabilizer) if isinstance(form, str) else form,
     )
     checks.check_model(model)
+    checks.check_parameters(model)
     checks.check_inputs(subject.inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of stabilizers that are tried
         return _Adviser(_explicit(subject), float(tolerance), threshold).advise()
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise InputError unless ``tolerance`` is a positive number."""
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0 < tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
 
 
 def _explicit(subject: Subject) -> Subject:
@@ -125,6 +132,14 @@ class _Adviser:
         self.operations = subject.operations()
         self.names = tuple(dict.fromkeys(o.name for o in self.operations))
         self._in_float64 = subject.copied(torch.float64)
+        try:
+            with torch.autocast(subject.inputs[0].device.type, enabled=False):
+                self._in_float64.run()
+        except RuntimeError as error:
+            raise ModelError(
+                f"{type(subject.model).__name__} cannot run in float64, with which advice is "
+                f"checked: {error}. Make what its forward creates in the dtype of its input"
+            ) from error
 
     def advise(self) -> Advice:
         before, origin = self.error(self.subject), self.origin(self.subject)
@@ -201,8 +216,10 @@ class _Adviser:
     def _culprit(self, origin: Origin | None, tried: set[str]) -> str | None:
         """Return the next layer to change, None if there is none."""
         rules = self.subject.rule_set().named
-        if origin is not None and origin.layer in rules and origin.layer not in tried:
-            return origin.layer
+        # rounding can hide an exact 0, which float64 then divides by
+        for found in (origin, self.origin(self.exact(self.subject))):
+            if found is not None and found.layer in rules and found.layer not in tried:
+                return found.layer
         ours = self.subject.run(self.names)
         exact = self.exact(self.subject).run(self.names)
         parted = Pair(ours, exact, self.operations).divergence(self.tolerance)
@@ -241,18 +258,19 @@ class _Adviser:
         return None
 
     def _wider(self) -> tuple[Subject, float | None, str | None]:
-        """Return the subject as it was in the narrowest dtype that agrees with float64."""
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            if torch.finfo(dtype).max <= torch.finfo(self.first.dtype).max and (
-                torch.finfo(dtype).eps >= torch.finfo(self.first.dtype).eps
-            ):
-                continue
-            subject = self.first.copied(dtype)
-            with torch.autocast(subject.inputs[0].device.type, enabled=False):
-                error = self.error(subject)
-            if self.is_within(error):
-                return subject, error, str(dtype).removeprefix("torch.")
-        return self.first, self.error(self.first), None
+        """Return the subject in the narrowest dtype that agrees with float64.
+
+        As it was, if that is stable, or else with the changes made; these alone if no dtype helps.
+        """
+        for subject in (self.first, self.subject):
+            for dtype in (torch.bfloat16, torch.float32, torch.float64):
+                if _holds_all_of(dtype, self.first.dtype):
+                    wide = subject.copied(dtype)
+                    with torch.autocast(wide.inputs[0].device.type, enabled=False):
+                        error = self.error(wide)
+                    if self.is_within(error):
+                        return wide, error, str(dtype).removeprefix("torch.")
+        return self.subject, self.error(self.subject), None
 
     # rules ---------------------------------------------------------------------------------------
 
@@ -283,6 +301,12 @@ class _Adviser:
                 yield Change(layer, repr(before[layer]), repr(rule))
 
 
+def _holds_all_of(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Return whether a dtype has a larger range or finer steps than another."""
+    a, b = torch.finfo(dtype), torch.finfo(other)
+    return a.max > b.max or a.eps < b.eps
+
+
 def _ladder(scale: float) -> list[float]:
     """Return epsilons of one digit, two for each power of ten, around a median denominator."""
     middle = math.floor(math.log10(scale))
@@ -308,7 +332,9 @@ def _name_map(rules: Mapping[str, Rule]) -> NameMap:
     for layer, rule in rules.items():
         kind, parameters = type(rule), rule.parameters()
         if isinstance(rule, ManipulatedWeightsRule):
-            kind, parameters = type(rule.rule), {}
+            kind = type(rule.rule)
+            given = inspect.signature(kind).parameters  # Captum keeps them under their own names
+            parameters = {n: v for n, v in vars(rule.rule).items() if n in given}
         entries.setdefault(_key(rule), ([], kind, parameters))[0].append(layer)
     return list(entries.values())
 
@@ -319,4 +345,6 @@ def _key(rule: Rule) -> tuple[Any, ...]:
         (name, str(v.dtype), repr(v.tolist())) if isinstance(v, Tensor) else (name, repr(v))
         for name, v in rule.parameters().items()
     ]
+    if isinstance(rule, ManipulatedWeightsRule):
+        return repr(rule), rule.layer
     return repr(rule), *values

@@ -21,7 +21,8 @@ class Cause:
     """What happens at a layer, and the remedy.
 
     ``kind`` is one of ``overflow``, ``undefined``, ``exact zero``, ``epsilon underflows``,
-    ``pole``, ``cancellation``, ``near zero``, ``handed down`` and ``unknown``.
+    ``pole``, ``cancellation``, ``near zero``, ``stabilizer``, ``handed down`` and
+    ``unknown``.
     """
 
     kind: str
@@ -50,6 +51,12 @@ def cause_of(origin: Origin, dtype: torch.dtype) -> Cause:
     d, s = neuron.denominator, neuron.stabilized
     if not math.isfinite(d):
         return overflow
+    if not math.isfinite(s):
+        return Cause(
+            "stabilizer",
+            f"the stabilizer turns the denominator {d:.4g} into {s:g}",
+            "repair it, or take one of this package's, such as Signed(1e-6)",
+        )
     if s == 0:
         return _division_by_0(neuron, d, name)
     if not origin.is_finite:

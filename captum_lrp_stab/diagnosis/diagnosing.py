@@ -85,11 +85,13 @@ def diagnose(
         form=_form_of(form, stabilizer),
     )
     checks.check_model(model)
+    checks.check_parameters(model)
     checks.check_inputs(subject.inputs)
     look = stock.watch_stock if form == stock.NAME else watch
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seen = look(subject)
+        with torch.inference_mode(False), torch.enable_grad():
+            seen = look(subject)
     origin = locate(seen.records, threshold)
     said = [str(warning.message) for warning in caught]
     if form == stock.NAME:
@@ -151,7 +153,7 @@ def _is_better_in_float64(
             warnings.simplefilter("ignore")
             exact = locate(in_float64(subject, look).records, threshold)
             return exact is None or (exact.is_finite and not is_finite)
-    except LRPError:
+    except (LRPError, RuntimeError):  # a model may make tensors of one dtype in its forward
         return None
 
 

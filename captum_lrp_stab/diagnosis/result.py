@@ -12,6 +12,7 @@ from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
 from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
+_NOTHING = 1e-6
 Verdict = Literal["stable", "unstable", "not finite"]
 
 
@@ -55,6 +56,10 @@ class Diagnosis:
                 f"no layer amplifies relevance more than {self.threshold:g} times; from the score "
                 f"to the inputs its absolute sum grows {number(self.ledger.growth)} times"
             )
+            if not self.ledger.score:
+                text += "; the score is 0"
+            elif self.ledger.growth < _NOTHING:
+                text += "; next to nothing reaches the inputs, the layers absorb all of it"
             if self.verdict == "stable":
                 return f"relevance is finite, and {text}"
             return f"{text}, most of all at {', '.join(self._amplifying())}"
@@ -123,7 +128,9 @@ class Diagnosis:
     def _sum(self) -> tuple[str, ...]:
         ledger, shares = self.ledger, self.ledger.shares
         absorbed = (shares.bias, shares.stabilizer, shares.rule + shares.operation, shares.rounding)
-        cells = ("", "", number(ledger.score, 3), number(ledger.inputs.total, 3))
+        bad = ledger.inputs.nonfinite
+        total = f"{bad} NaN/Inf" if bad else number(ledger.inputs.total, 3)
+        cells = ("", "", number(ledger.score, 3), total)
         return ("input", *cells, *map(number, absorbed), "", "", "", "")
 
     def __str__(self) -> str:

@@ -154,6 +154,7 @@ def sweep(
         form=forms.form_of(form) if isinstance(form, str) else form,
     )
     checks.check_model(model)
+    checks.check_parameters(model)
     checks.check_inputs(subject.inputs)
     if parameter == "gamma" and not any(
         isinstance(o.rule, GammaRule) for o in subject.operations()
