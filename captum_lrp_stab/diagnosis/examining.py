@@ -29,6 +29,7 @@ from captum_lrp_stab.diagnosis.measuring import (
     histogram_of,
     index_of_largest,
     is_finite,
+    largest_of,
     total_of,
 )
 from captum_lrp_stab.diagnosis.records import (
@@ -158,12 +159,7 @@ def _of_group(passage: Passage, group: Group, op: Affine, x: Tensor, sent: Messa
     if group.one_sign:
         magnitude = (d if bias is None else d - bias).abs()
     else:
-        magnitude = torch.zeros_like(d)
-        for term in group.terms:
-            if not term.part.is_empty(x):
-                source, weight = wide(term.input(x)), wide(term.weight)
-                with torch.autocast(x.device.type, enabled=False):  # sums would overflow in half
-                    magnitude = magnitude + op.magnitude(source, weight, None)
+        magnitude = _magnitude(group, op, x, d)
     distributed = live = None if sent.dead is None else ~sent.dead
     if passage.division is Division.COEFFICIENT:
         # an output of exactly 0 sends nothing, and is one of those to count
@@ -175,6 +171,18 @@ def _of_group(passage: Passage, group: Group, op: Affine, x: Tensor, sent: Messa
     raw = sent.values
     m = wide(raw) if passage.scale == 1 else wide(raw) / passage.scale
     return _Sent(group.share, m, raw, d, s, magnitude, bias, live, distributed)
+
+
+def _magnitude(group: Group, op: Affine, x: Tensor, d: Tensor) -> Tensor:
+    """Return the sum of absolute contributions to each output, without the bias."""
+    total: Tensor | None = None
+    for term in group.terms:
+        if not term.part.is_empty(x):
+            source, weight = wide(term.input(x)), wide(term.weight)
+            with torch.autocast(x.device.type, enabled=False):  # sums would overflow in half
+                size = op.magnitude(source, weight, None)
+            total = size if total is None else total + size
+    return torch.zeros_like(d) if total is None else total
 
 
 def _completed(
@@ -200,14 +208,14 @@ def _completed(
                 explained += group.share * record.received.total
             else:
                 explained += group.share * total_of(received * group.distributed)
-        size = abs(group.share) * m.abs() * group.magnitude
+        size = _times(group.share, m.abs() * group.magnitude)
         emitted = size if emitted is None else emitted + size
         absolute, stabilized = group.d.abs(), group.s.abs()
         if group.live is not None:  # the others divide by infinity: they send nothing
             dead = ~group.live
             absolute.masked_fill_(dead, math.inf)
             stabilized.masked_fill_(dead, math.inf)
-        factor = abs(group.share) * group.magnitude / stabilized
+        factor = _times(group.share, group.magnitude / stabilized)
         gain = factor if gain is None else gain + factor
         found, added = _denominators(passage, group, absolute, stabilized, size)
         excess += added
@@ -228,17 +236,22 @@ def _completed(
         below = total_of(before)
         growth = total_of(after) / below if below else 1.0
         grown = index_of_largest(after - before) if growth > 1 else None
-    loudest = grown or index_of_largest(emitted)
+    loudest = index_of_largest(emitted)
     bad = overflow or _first_bad(passage, sent) or _overflowing(record, passage, sent)
     return replace(
         record,
-        gain=float(gain.nan_to_num(0.0, math.inf).max()) if gain.numel() else None,
-        peak=float(emitted.max()) / l1 if l1 else None,
+        gain=largest_of(gain),
+        peak=None if loudest is None or not l1 else float(emitted[loudest]) / l1,
         excess=excess / l1 if l1 else 0.0,
         growth=growth,
-        strongest=_neuron(loudest, passage, received, sent, emitted),
+        strongest=_neuron(grown or loudest, passage, received, sent, emitted),
         first_nonfinite=_neuron(bad, passage, received, sent, emitted),
     )
+
+
+def _times(share: float, t: Tensor) -> Tensor:
+    """Return a tensor times the size of a share, without a pass over it where that is 1."""
+    return t if abs(share) == 1 else abs(share) * t
 
 
 def _denominators(
@@ -276,7 +289,7 @@ def _denominators(
         int((cancellation > 1 / unit_roundoff).sum()),
         flipped,
         shrunk,
-        0.0 if empty else float(cancellation.nan_to_num(0.0, math.inf).max()),
+        largest_of(cancellation) or 0.0,
         histogram_of(absolute),
         histogram_of(cancellation),
     )
