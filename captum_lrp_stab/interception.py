@@ -104,22 +104,31 @@ class Interception(TorchFunctionMode, ABC):
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
         if not any(made(t) for t in given):
             return self._constant(func, given, args, kwargs)
-        treatment = treatments.of(func)
-        written_out = surrogates.WRITTEN_OUT.get(func)
-        if treatment is None and written_out is None and func not in self._opening:
-            written_out = operations.opened(func)
+        written_out = self._written_out(func)
         if written_out is not None:
-            self._opening.append(func)
-            try:
-                with self:
-                    return written_out(*args, **kwargs)
-            finally:
-                self._opening.pop()
+            return self._run_inside(func, written_out, args, kwargs)
         operation = self._operation(func, args)
         operation.ordinals = frozenset([self._count])
         args, kwargs = self.on_operands(operation, func, args, kwargs)
-        out = (treatment or treatments.unknown)(self, operation, func, args, kwargs)
+        treatment = treatments.of(func) or treatments.unknown
+        out = treatment(self, operation, func, args, kwargs)
         return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, given)
+
+    def _written_out(self, func: Any) -> Call | None:
+        """Return the same function in single operations, None if it is one itself."""
+        known: Call | None = surrogates.WRITTEN_OUT.get(func)
+        if known is None and treatments.of(func) is None and func not in self._opening:
+            known = operations.opened(func)
+        return known
+
+    def _run_inside(self, func: Any, written_out: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function that is written out, each operation of it under the mode."""
+        self._opening.append(func)
+        try:
+            with self:
+                return written_out(*args, **kwargs)
+        finally:
+            self._opening.pop()
 
     def _constant(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> Any:
         """Run an operation that nothing of the input takes part in."""

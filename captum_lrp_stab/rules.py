@@ -18,12 +18,7 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Backward, Rule
 from captum_lrp_stab.errors import InputWarning, RuleError
 from captum_lrp_stab.kernel import Group, Part, Term
-from captum_lrp_stab.stabilizers import (
-    Additive,
-    Identity,
-    Signed,
-    StabilizerLike,
-)
+from captum_lrp_stab.stabilizers import Additive, Identity, Signed, StabilizerLike
 
 
 class EpsilonRule(Rule):

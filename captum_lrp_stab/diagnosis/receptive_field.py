@@ -16,7 +16,7 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, operations, surrogates, treatments
+from captum_lrp_stab import checks, operations
 from captum_lrp_stab.diagnosis.influence import followed
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.interception import Call, Interception
@@ -135,16 +135,9 @@ class _Following(Interception):
             return self._constant(func, [t for t in tensors if t.requires_grad], args, kwargs)
         with torch.enable_grad():  # what the model computes under no_grad() has influence too
             self._refuse_unseen(func, args, kwargs)
-            written_out = surrogates.WRITTEN_OUT.get(func)
-            if written_out is None and treatments.of(func) is None and func not in self._opening:
-                written_out = operations.opened(func)
+            written_out = self._written_out(func)
             if written_out is not None:
-                self._opening.append(func)
-                try:
-                    with self:
-                        return written_out(*args, **kwargs)
-                finally:
-                    self._opening.pop()
+                return self._run_inside(func, written_out, args, kwargs)
             operation = self._operation(func, args)
             out = followed(operation, func, args, kwargs, given)
             result = args[0] if func is Tensor.__setitem__ else out
