@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 COLOURS = LinearSegmentedColormap.from_list(
     "relevance", [(0.05, 0.15, 0.75, 1.0), (1.0, 1.0, 1.0, 0.0), (0.85, 0.05, 0.05, 1.0)]
 )
+# Okabe and Ito's palette, which does not depend on telling red from green, without its yellow
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NONFINITE = (0.55, 0.1, 0.65, 0.75)
 _SATURATED = 99.5  # percentile of the absolute values at which colours saturate
 

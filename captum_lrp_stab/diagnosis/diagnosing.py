@@ -11,9 +11,15 @@ from captum_lrp_stab import checks, forms
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis import stock
 from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import EXPLOSION, THRESHOLD, Origin, check_threshold, locate
+from captum_lrp_stab.diagnosis.locating import (
+    THRESHOLD,
+    Origin,
+    check_threshold,
+    locate,
+    verdict_of,
+)
 from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
-from captum_lrp_stab.diagnosis.result import Diagnosis, Verdict
+from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.watching import Watched, in_float64, watch
 from captum_lrp_stab.errors import InputError, LRPError
 from captum_lrp_stab.forms import Form
@@ -97,11 +103,7 @@ def diagnose(
     said = [str(warning.message) for warning in caught]
     if form == stock.NAME:
         said += _unaccounted(seen)
-    finite = seen.done.is_finite and (origin is None or origin.is_finite)
-    exploded = bool(seen.ledger.score) and seen.ledger.growth > EXPLOSION
-    verdict: Verdict = "unstable" if origin is not None or exploded else "stable"
-    if not finite:
-        verdict = "not finite"
+    verdict = verdict_of(seen.done.is_finite, seen.ledger.growth, origin)
     return Diagnosis(
         verdict,
         form if isinstance(form, str) else forms.name_of(form),
@@ -112,7 +114,9 @@ def diagnose(
         origin,
         None if origin is None else cause_of(origin, subject.dtype),
         () if origin is None else _receptive_field(subject, origin),
-        None if origin is None else _is_better_in_float64(subject, look, threshold, finite),
+        None
+        if origin is None
+        else _is_better_in_float64(subject, look, threshold, verdict != "not finite"),
         tuple(dict.fromkeys(said)),
         seen.done.relevances,
         seen.done.score,

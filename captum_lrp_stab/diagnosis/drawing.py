@@ -1,7 +1,6 @@
 """The figures of a diagnosis: heatmaps, ledger, amplification, denominators, sweep.
 
 Nothing here uses pyplot's figures, so that a caller's backend and current figure stay as they are.
-The colours are those of Okabe and Ito, which do not depend on telling red from green.
 """
 
 import math
@@ -17,9 +16,10 @@ from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
-from captum_lrp_stab.panels import overlay, scale_of, title
+from captum_lrp_stab.panels import PALETTE, overlay, scale_of, title
 
-BIAS, STABILIZER, OTHER, BAD, INK = "#0072B2", "#E69F00", "#999999", "#D55E00", "0.25"
+BIAS, BAD, STABILIZER = PALETTE[0], PALETTE[1], PALETTE[4]
+OTHER, INK = "0.6", "0.25"
 _ROW = 0.2  # inches for a layer
 _LONGEST = 38  # characters of a name
 

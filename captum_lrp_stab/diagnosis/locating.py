@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 from captum_lrp_stab.diagnosis.records import Input, LayerRecord, Neuron
 from captum_lrp_stab.errors import InputError
@@ -65,6 +66,23 @@ class Origin:
     def is_finite(self) -> bool:
         """Whether all values are finite."""
         return self.trouble not in (Trouble.OVERFLOW, Trouble.NONFINITE)
+
+
+Verdict = Literal["stable", "unstable", "not finite"]
+
+
+def verdict_of(is_finite: bool, growth: float, origin: Origin | None) -> Verdict:
+    """Return what is to be said of an attribution.
+
+    Args:
+        is_finite: Whether the score and the relevance of the inputs are.
+        growth: The absolute sum of the relevance of the inputs over that of the score.
+        origin: Where trouble starts.
+    """
+    if not is_finite or (origin is not None and not origin.is_finite):
+        return "not finite"
+    exploded = EXPLOSION < growth < math.inf  # infinite where the score is 0
+    return "unstable" if origin is not None or exploded else "stable"
 
 
 def check_threshold(threshold: float) -> None:

@@ -1,19 +1,18 @@
 """The result of a diagnosis, as a record, a table and JSON."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from captum_lrp_stab.diagnosis.causes import Cause
 from captum_lrp_stab.diagnosis.ledger import Ledger
-from captum_lrp_stab.diagnosis.locating import Origin, Trouble
+from captum_lrp_stab.diagnosis.locating import Origin, Trouble, Verdict
 from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
 from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
 _NOTHING = 1e-6
-Verdict = Literal["stable", "unstable", "not finite"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from captum_lrp_stab.study.peaks import BAD, COLOURS
+from captum_lrp_stab.panels import PALETTE
+from captum_lrp_stab.study.peaks import BAD
 from captum_lrp_stab.study.records import NOT_FINITE, STABLE
 from captum_lrp_stab.study.result import Study
 
@@ -29,7 +30,7 @@ def draw_amplification(study: Study) -> Figure:
     axes = figure.subplots(count, 1, squeeze=False, sharex=True, sharey=True).flatten()
     tables = [study.amplification[name][:, ::-1] for name in study.names]  # from the output
     limit = _limit(tables)
-    for ax, name, table, colour in zip(axes, study.names, tables, COLOURS, strict=False):
+    for ax, name, table, colour in zip(axes, study.names, tables, PALETTE, strict=False):
         _band(ax, table, colour)
         ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
         starts = _starts(study, name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lrp_stab import checks, choices, forms, pictures
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate
+from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate, verdict_of
 from captum_lrp_stab.diagnosis.records import LayerRecord
 from captum_lrp_stab.diagnosis.watching import Watched, watch
 from captum_lrp_stab.errors import InputError, LRPWarning, PictureError
@@ -22,14 +22,7 @@ from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.study.files import PictureFile
-from captum_lrp_stab.study.records import (
-    NOT_FINITE,
-    STABLE,
-    UNSTABLE,
-    PictureRecord,
-    Run,
-    Start,
-)
+from captum_lrp_stab.study.records import PictureRecord, Run, Start
 from captum_lrp_stab.summary import statistics
 from captum_lrp_stab.zoo import Classifier
 
@@ -102,10 +95,7 @@ class Measurer:
             start = None if origin is None else _start(origin, subject.dtype)
         # Others, such as those torch gives once in a process, would depend on what ran before.
         said = [str(w.message) for w in caught if issubclass(w.category, LRPWarning)]
-        finite = seen.done.is_finite
-        verdict = STABLE if origin is None else UNSTABLE
-        if not finite or (origin is not None and not origin.is_finite):
-            verdict = NOT_FINITE
+        verdict = verdict_of(seen.done.is_finite, seen.ledger.growth, origin)
         return _run_of(name, verdict, seen, start, tuple(dict.fromkeys(said)))
 
 

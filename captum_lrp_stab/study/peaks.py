@@ -6,12 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from captum_lrp_stab.panels import PALETTE
 from captum_lrp_stab.study.grid import parted
 from captum_lrp_stab.study.records import NOT_FINITE, STABLE, Run
 from captum_lrp_stab.study.result import Study
 
-# Okabe and Ito's palette, which can be told apart by the colour-blind, without its yellow.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BAD = "#B2182B"
 _MARKERS = "osD^vPX"
 _WIDTH = 9.5
@@ -49,7 +48,7 @@ def _by_stabilizer(study: Study) -> Figure:
     ax = figure.subplots()
     for row, name in enumerate(names):
         runs = study.runs(name)
-        for is_good, colour, marker in ((True, COLOURS[0], "o"), (False, COLOURS[1], "X")):
+        for is_good, colour, marker in ((True, PALETTE[0], "o"), (False, PALETTE[1], "X")):
             chosen = [run for run in runs if (run.verdict == STABLE) is is_good]
             values = _values(chosen)
             heights = row + 0.6 * (np.arange(len(values)) * 0.618034 % 1 - 0.5)  # spread evenly
@@ -61,7 +60,7 @@ def _by_stabilizer(study: Study) -> Figure:
             text = f"not finite:\n{lost} of {len(runs)}"
             side = ax.get_yaxis_transform()
             ax.text(1.01, row, text, transform=side, va="center", fontsize=9, color=BAD)
-    for colour, marker, word in ((COLOURS[0], "o", "stable"), (COLOURS[1], "X", "unstable")):
+    for colour, marker, word in ((PALETTE[0], "o", "stable"), (PALETTE[1], "X", "unstable")):
         ax.scatter([], [], s=17, color=colour, marker=marker, label=f"one picture, {word}")
     ax.plot([], [], color="black", linewidth=1.8, label="median")
     ax.set_yticks(np.arange(len(names)), names, parse_math=False)
@@ -82,7 +81,7 @@ def _against_epsilon(study: Study, curves: Curves) -> Figure:
     seen: list[float] = []
     for index, (kind, points) in enumerate(curves.items()):
         style = {
-            "color": COLOURS[index % len(COLOURS)],
+            "color": PALETTE[index % len(PALETTE)],
             "marker": _MARKERS[index % len(_MARKERS)],
             "markersize": 5,
             "linewidth": 1.5,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from captum_lrp_stab.document import Tone
-from captum_lrp_stab.study.records import NOT_FINITE, STABLE, PictureRecord, Run, Start
+from captum_lrp_stab.study.records import NOT_FINITE, STABLE, PictureRecord, Run
 from captum_lrp_stab.study.result import Spread, Study, Summary
 
 Header = tuple[str, ...]
@@ -142,15 +142,19 @@ def unstable(study: Study, most: int) -> tuple[Header, Rows, int]:
     left = 0
     for record, run in study.unstable():
         if len(rows) < most:
-            rows.append((record.picture, run.name, run.verdict, *_start_cells(run.start)))
+            rows.append((record.picture, run.name, run.verdict, *_start_cells(run)))
         else:
             left += 1
     return header, rows, left
 
 
-def _start_cells(start: Start | None) -> tuple[str, ...]:
+def _start_cells(run: Run) -> tuple[str, ...]:
+    start = run.start
     if start is None:
-        return ("", "", "", "it arose outside the layers with a record")
+        spread = "it arose outside the layers with a record"
+        if run.verdict != NOT_FINITE:
+            spread = "no layer alone: it grows bit by bit"
+        return ("", "", "", spread)
     index = "" if start.neuron is None else ", ".join(map(str, start.neuron))
     because = f"{start.cause}: {start.because}"
     return (start.layer, index, short(start.factor), because)
