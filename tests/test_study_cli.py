@@ -58,6 +58,19 @@ def test_one_file_with_a_grid_and_several_files(folder: Path, tmp_path: Path) ->
     ]
 
 
+def test_no_picture_at_all_is_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.png").write_text("castle")
+    result = command("investigate", folder, *SMALL, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "No picture could be measured" in result.stdout
+
+
+def test_a_wrong_grid_is_quoted_as_it_was_given(folder: Path) -> None:
+    failed(command("investigate", folder, *SMALL, "--epsilon", "1:x:3"), "'1:x:3'")
+
+
 def test_default_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report of a study in a folder of pictures does not become part of the next one."""
     monkeypatch.chdir(folder)

@@ -56,7 +56,7 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except LRPError as error:
-        console = Console(stderr=True, soft_wrap=True)
+        console = Console(stderr=True, soft_wrap=True, emoji=False)  # ':x:' is an argument
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(2) from error
 

@@ -92,7 +92,8 @@ def investigate(
 
     Many pictures, or one with --epsilon: which are unstable, under which stabilizers, from which
     layer? Writes report.html, report.md, report.json and figures. Each picture is kept as soon as
-    it is done; the same command again goes on where it was stopped.
+    it is done; the same command again goes on where it was stopped. Exit status 1 if no picture
+    could be measured.
 
     For example: `captum-lrp-stab investigate`
 
@@ -192,13 +193,15 @@ def _many(paths: list[Path], options: _Options, detect_anomaly: bool, fresh: boo
         written = study_report.write(study, options.out)
     except KeyboardInterrupt:
         again = "the same command without --fresh" if fresh else "the same command"
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(
             f"stopped after {max(begun - 1, 0)} of {len(found)} pictures; what is finished is kept "
             f"in {options.out}, and {again} goes on from there"
         )
         raise typer.Exit(_INTERRUPTED) from None
     _show_study(study)
     print(f"written: {', '.join(map(str, written))}")
+    if not study.measured:
+        raise typer.Exit(1)
 
 
 def _show(investigation: Investigation, picture: str) -> None:
