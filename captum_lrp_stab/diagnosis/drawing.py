@@ -119,7 +119,9 @@ def _symmetric(ax: Axes, values: Sequence[float]) -> None:
     sizes = np.abs([v for v in values if math.isfinite(v) and v])
     if sizes.size and sizes.max() > 100 * np.median(sizes):
         ax.set_xscale("symlog", linthresh=float(np.median(sizes)))
-        ax.locator_params(axis="x")
+        top = 10.0 ** math.floor(math.log10(sizes.max()))
+        ax.set_xticks([-top, 0, top])  # more would run into each other
+        ax.minorticks_off()
 
 
 def _mark(axes: Sequence[Axes], layers: Sequence[LayerRecord], diagnosis: Diagnosis) -> None:
