@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_lrp_stab.blocks import blocks, is_dense, like
 from captum_lrp_stab.operations import argument, canonical_name
 
 SLOPES: dict[str, float] = {
@@ -56,9 +57,16 @@ LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
 """Activations whose derivative is the factor already."""
 
 
-def factor(z: Tensor, y: Tensor, slope: float) -> Tensor:
-    """Return ``y / z`` with ``slope`` where ``z`` is 0, shaped like ``z``."""
-    return torch.where(z == 0, torch.full_like(z, slope), y / z)
+def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
+    """Return ``c y / z`` with ``c slope`` where ``z`` is 0, shaped like ``z``."""
+    if not is_dense(z) or {c.dtype, y.dtype} != {z.dtype}:
+        return c * torch.where(z == 0, torch.full_like(z, slope), y / z)
+    out = torch.empty_like(z)
+    for c_, z_, y_, o in blocks(like(c, z), z, like(y, z), out):
+        zero = torch.eq(z_, 0, out=torch.empty_like(z_))  # 1 where z is 0
+        torch.add(y_, zero, alpha=slope, out=o)
+        o.div_(zero.add_(z_)).mul_(c_)
+    return out
 
 
 def slope_at_zero(

@@ -10,12 +10,14 @@ Average pools have the weights 1/n, batch norm in eval mode the weights gamma / 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from captum_lrp_stab.blocks import layout
 
 CONVOLUTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 ADAPTIVE: dict[int, Callable[..., Tensor]] = {
@@ -36,6 +38,18 @@ class Affine(ABC):
 
     weight: Tensor
     bias: Tensor | None
+    keep: Callable[[Hashable, Callable[[], Tensor]], Tensor] | None = field(
+        default=None, kw_only=True, repr=False
+    )
+
+    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return what ``make`` gives, or gave before: a tensor that only the parameters decide.
+
+        Args:
+            key: What is made, with all numbers that go into it.
+            make: Makes it.
+        """
+        return make() if self.keep is None else self.keep(key, make)
 
     @abstractmethod
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,6 +64,10 @@ class Affine(ABC):
             point = torch.zeros_like(x, requires_grad=True)
             z = self.apply(point, weight, None)
         return torch.autograd.grad(z, point, grad)[0]
+
+    def vjps(self, grad: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the vector-Jacobian product of ``grad`` with each of several weights."""
+        return [self.vjp(grad, x, weight) for weight in weights]
 
     def scaled(self, scale: Tensor, shift: Tensor) -> "Affine | None":
         """Return the map followed by ``z * scale + shift`` per channel, or None if it has none."""
@@ -93,6 +111,15 @@ class Pad:
         """Return ``x`` padded; constant padding is with zeros."""
         return F.pad(x, self.amounts, mode=self.mode)
 
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a padded tensor."""
+        added = [
+            low + high for low, high in zip(self.amounts[::2], self.amounts[1::2], strict=True)
+        ]
+        kept = len(shape) - len(added)
+        padded = (size + more for size, more in zip(shape[kept:], reversed(added), strict=True))
+        return (*shape[:kept], *padded)
+
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Affine):
@@ -134,7 +161,7 @@ class Convolution(Affine):
         """Return the transposed convolution of ``grad``, folded back over the padding."""
         batched = x if x.dim() == self.dims + 2 else x.unsqueeze(0)
         grad = grad.reshape(batched.shape[:1] + grad.shape[-self.dims - 1 :])
-        padded = batched if self.pad is None else self.pad(batched)
+        padded = batched if self.pad is None else _unread(batched, self.pad.shape(batched.shape))
         result: Tensor = torch.ops.aten.convolution_backward(
             grad.to(weight.dtype),
             padded.to(weight.dtype),
@@ -154,6 +181,14 @@ class Convolution(Affine):
                 result = torch.autograd.grad(self.pad(point), point, result)[0]
         return result.reshape(x.shape).to(x.dtype)
 
+    def vjps(self, grad: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the product with each weight, from one convolution with all their channels."""
+        if self.transposed or self.groups != 1 or x.dim() != self.dims + 2:
+            return super().vjps(grad, x, weights)
+        several = torch.cat(list(weights), 1)
+        wide = _unread(x, (len(x), several.shape[1], *x.shape[2:]))
+        return self.vjp(grad, wide, several).chunk(len(weights), 1)
+
     def offset(self, bias: Tensor, z: Tensor) -> Tensor:
         """Return ``bias`` in a shape that broadcasts against the output ``z``."""
         return bias.reshape(-1, *(1,) * self.dims)
@@ -170,6 +205,11 @@ class Convolution(Affine):
             weight = self.weight * scale.reshape(-1, 1, *ones)
         bias = shift if self.bias is None else self.bias * scale + shift
         return replace(self, weight=weight, bias=bias)
+
+
+def _unread(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of which only shape, dtype, device and layout matter, never its values."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
 @dataclass(frozen=True, eq=False)

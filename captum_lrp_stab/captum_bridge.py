@@ -98,6 +98,11 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """
         return stabilizers.apply(self.stabilizer, z, magnitude)
 
+    def signed_epsilon(self, dtype: torch.dtype) -> float | None:
+        """Return e where denominators become ``d + e * sign(d)``, None elsewhere."""
+        own = type(self).stabilize is Rule.stabilize
+        return stabilizers.signed_epsilon(self.stabilizer, dtype) if own else None
+
     def relevance(
         self, op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False
     ) -> Tensor:
@@ -126,7 +131,8 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def is_by_messages(self) -> bool:
         """Whether messages are all there is to the rule: not so if a subclass overrides more."""
         own = type(self)
-        return own.relevance is Rule.relevance and own.coefficient is Rule.coefficient
+        mine = own.relevance, own.coefficient, own.messages
+        return mine == (Rule.relevance, Rule.coefficient, Rule.messages)
 
     def parameters(self) -> dict[str, Any]:
         """Return the constructor's arguments by name."""

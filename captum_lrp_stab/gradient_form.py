@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations, kernel, operations
+from captum_lrp_stab import activations, kernel, lean, operations
+from captum_lrp_stab.blocks import Buffer
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.kernel import Division
@@ -38,7 +39,7 @@ class _RuleStep(torch.autograd.Function):
             z = z.clone()
         site.keep(z)
         ctx.save_for_backward(x)
-        ctx.site, ctx.form, ctx.direct = site, form, carrier is not None
+        ctx.site, ctx.form, ctx.has_carrier = site, form, carrier is not None
         return z
 
     @staticmethod
@@ -52,13 +53,10 @@ class _RuleStep(torch.autograd.Function):
                 f"layer '{site.name}': the model writes over the layer's input, in place, after "
                 "the layer has read it; make that operation out of place"
             ) from error
-        z = site.pre_activation(x, c)
         form: GradientForm = ctx.form
-        if form.observer is None:
-            result = site.rule.coefficient(site.op, x, z, c)
-        else:
-            result = form.observed(form.observer, site, x, z, c)
-        gradients = (None, result) if ctx.direct else (result, None)
+        result = form.handed_down(site, x, c)
+        direct = ctx.has_carrier and not site.rule.proportional
+        gradients = (None, result) if direct else (result, None)
         return *gradients, None, None, None
 
 
@@ -66,17 +64,31 @@ class _FactorStep(torch.autograd.Function):
     """An activation whose backward pass multiplies by g(z) / z."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor | None
+    ) -> Tensor:
         """Return ``g(z)``."""
         y = g(z)
-        ctx.save_for_backward(activations.factor(z, y, slope))
+        ctx.save_for_backward(z if kept is None else kept)
+        # where z is about to be written over, y is not an input of what follows: not worth keeping
+        ctx.y = y.detach() if kept is None else None
+        ctx.version, ctx.slope, ctx.g = y._version, slope, g
         return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         """Return ``c * g(z) / z``."""
-        (factor,) = ctx.saved_tensors
-        return upstream[0] * factor, None, None
+        try:
+            (z,) = ctx.saved_tensors
+        except RuntimeError as error:
+            raise ModelError(
+                "the model writes over the input of an activation, in place, after the activation "
+                "has read it; make that operation out of place"
+            ) from error
+        y = ctx.y
+        if y is None or y._version != ctx.version:
+            y = ctx.g(z)
+        return activations.scaled(upstream[0], z, y, ctx.slope), None, None, None
 
 
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
@@ -109,6 +121,8 @@ class GradientForm(Interception):
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
         self.observer = observer
         self._scale = 1.0  # of what the backward pass carries
+        self._is_last = True  # whether no other backward pass follows
+        self._buffer = Buffer()
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
         self._probes = Probes(probes, self)
@@ -135,12 +149,17 @@ class GradientForm(Interception):
         """Return whether the backward pass hands this tensor relevance, not a coefficient."""
         return False
 
-    def relevances(self, score: Tensor) -> tuple[Tensor, ...]:
+    def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
+
+        Args:
+            score: The target's output, shape ``(N,)``.
+            is_last: Whether no other backward pass follows.
 
         Raises:
             ModelError: The score does not depend on any input.
         """
+        self._is_last = is_last
         points = (*self.leaves, *self.carriers)
         gradients: tuple[Tensor | None, ...] = ()
         if score.requires_grad:
@@ -181,7 +200,7 @@ class GradientForm(Interception):
         return all(bool(t.isfinite().all()) for t in (*gradients, *noted) if t is not None)
 
     def _gradients(self, score: Tensor, points: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-        seed, again = self.seed(score) * self._scale, self._scale != 1
+        seed, again = self.seed(score) * self._scale, self.retains
         try:
             return torch.autograd.grad(score, points, seed, retain_graph=again, allow_unused=True)
         except RuntimeError as error:
@@ -205,11 +224,32 @@ class GradientForm(Interception):
 
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        carrier = None if site.rule.proportional else self.carrier_of(site)
+        proportional = all(rule.proportional for rule in site.rules)
+        carrier = None if proportional else self.carrier_of(site)
         out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self)
         if self.observer is not None:
             self.observer.forward(site.operation, site.x, out, out)
         return out
+
+    def handed_down(self, site: Site, x: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of a layer's input, or the relevance."""
+        op = site.op
+        z, rectified = site.pre_activation(op, x, c)
+        result: Tensor | None = None
+        if self.observer is not None:
+            result = self.observed(self.observer, site, x, z, c)
+        elif self.optimize:
+            known = lean.Known(site.nonnegative, rectified)
+            result = lean.coefficient(site.rule, op, x, z, c, known, self._buffer, site.memo)
+        if result is None:
+            result = site.rule.coefficient(op, x, z, c)
+        site.release(self.retains)
+        return result
+
+    @property
+    def retains(self) -> bool:
+        """Whether there may be another backward pass."""
+        return self._scale != 1 or not self._is_last
 
     def observed(self, observer: Observer, site: Site, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of ``x``, or the relevance, and tell the observer."""
@@ -234,9 +274,15 @@ class GradientForm(Interception):
         )
         return result
 
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+    def activation(
+        self,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
-        return _FactorStep.apply(z, slope, g)  # type: ignore[no-any-return]
+        return _FactorStep.apply(z, slope, g, kept)  # type: ignore[no-any-return]
 
     def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a rectifier as an activation, in place where it is."""

@@ -12,7 +12,7 @@ subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,13 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import describe, marks, operations, surrogates, ties, treatments, types
+from captum_lrp_stab import describe, marks, operations, signs, surrogates, ties, treatments, types
+from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.lean import Memo
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation, Site, link
+from captum_lrp_stab.rules import ZeroRule
+from captum_lrp_stab.sites import Operation, Site, Turn, count_readers, link
 
 Call = Callable[[], Tensor]
 
@@ -36,12 +40,17 @@ class Interception(TorchFunctionMode, ABC):
 
     Args:
         model: The model.
-        rule_set: The rule of each operation.
+        rule_sets: The rule of each operation; several for variants that share the forward pass.
     """
 
-    def __init__(self, model: nn.Module, rule_set: RuleSet) -> None:
+    def __init__(self, model: nn.Module, *rule_sets: RuleSet) -> None:
         super().__init__()
-        self.rule_set = rule_set
+        self.rule_sets = rule_sets
+        self.turn = Turn()
+        self._named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
+        self.optimize = True  # take the short ways, where there are some
+        self.store: Derived | None = None  # keeps what is made of parameters
+        self.memory: Callable[[], Memo | None] = lambda: None  # of each layer
         self.places = Places(model)
         self.operations: list[Operation] = []
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
@@ -50,6 +59,11 @@ class Interception(TorchFunctionMode, ABC):
         self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
         self._served: set[str] = set()  # layers whose rule met an operation it can serve
 
+    @property
+    def rule_set(self) -> RuleSet:
+        """The first variant's: how attention and batch norm are treated is the same in all."""
+        return self.rule_sets[0]
+
     # what subclasses say -------------------------------------------------------------------------
 
     @abstractmethod
@@ -57,8 +71,21 @@ class Interception(TorchFunctionMode, ABC):
         """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
 
     @abstractmethod
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged."""
+    def activation(
+        self,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged.
+
+        Args:
+            z: Where it is evaluated.
+            slope: Of ``g`` at 0.
+            g: The activation, out of place.
+            kept: The values of ``z``, where it is about to be written over.
+        """
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an activation that is linear on each side of 0."""
@@ -99,9 +126,10 @@ class Interception(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         self._refuse_randomness(func, kwargs)
         self._refuse_unseen(func, args, kwargs)
+        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        count_readers(given)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
         if not any(made(t) for t in given):
             return self._constant(func, given, args, kwargs)
         written_out = self._written_out(func)
@@ -109,9 +137,12 @@ class Interception(TorchFunctionMode, ABC):
             return self._run_inside(func, written_out, args, kwargs)
         operation = self._operation(func, args)
         operation.ordinals = frozenset([self._count])
+        nonnegative = signs.gives_nonnegative(func, args, kwargs)
         args, kwargs = self.on_operands(operation, func, args, kwargs)
         treatment = treatments.of(func) or treatments.unknown
         out = treatment(self, operation, func, args, kwargs)
+        if nonnegative:
+            signs.mark(out)
         return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, given)
 
     def _written_out(self, func: Any) -> Call | None:
@@ -146,7 +177,7 @@ class Interception(TorchFunctionMode, ABC):
             own = module.out_proj  # it uses the parameters of this layer without calling it
             if args[1:2] and args[1] is own.weight:
                 return Operation(f"{self.places.current}.out_proj".lstrip("."), type(own).__name__)
-        has_rule = func in describe.BUILDERS and self.places.current in self.rule_set.named
+        has_rule = func in describe.BUILDERS and self.places.current in self._named
         return Operation(*self.places.of(func, has_rule))
 
     def _recorded(self, operation: Operation, out: Any, result: Any, given: list[Tensor]) -> Any:
@@ -186,6 +217,7 @@ class Interception(TorchFunctionMode, ABC):
         for operation in ran:  # also of those left out: their nodes would keep the pass alive
             operation.nodes = None
         self._from_inputs.clear()
+        count_readers(tensors_in((output,), {}))
 
     # what treatments ask -------------------------------------------------------------------------
 
@@ -201,13 +233,49 @@ class Interception(TorchFunctionMode, ABC):
                 return True
         return False
 
-    def rule_of(self, name: str, func: Any, x: Tensor) -> Rule | None:
-        """Return the rule of a layer called ``name`` that calls ``func`` on ``x``."""
+    def rules_of(self, name: str, func: Any, x: Tensor) -> tuple[Rule, ...]:
+        """Return the rules of a layer called ``name`` that calls ``func`` on ``x``.
+
+        One for each variant; none if none has a rule for it.
+        """
         self._served.add(name)
         module = self.places.modules.get(name)
         kind = operations.canonical_name(func)
         layer = (types.of_function(kind) if module is None else type(module)) or nn.Module
-        return self.rule_set.rule_of(name, layer, self.reads_input(x))
+        reads = self.reads_input(x)
+        rules = [rule_set.rule_of(name, layer, reads) for rule_set in self.rule_sets]
+        if all(rule is None for rule in rules):
+            return ()
+        return tuple(ZeroRule() if rule is None else rule for rule in rules)
+
+    def site(
+        self,
+        operation: Operation,
+        op: Affine,
+        rules: tuple[Rule, ...],
+        x: Tensor,
+        sources: Iterable[Tensor],
+    ) -> Site:
+        """Return the use of a rule-bearing layer.
+
+        Args:
+            operation: Its record.
+            op: Its map.
+            rules: One for each variant.
+            x: Its input.
+            sources: Its parameters.
+        """
+        return Site(
+            operation,
+            op,
+            rules,
+            x,
+            sources=tuple(sources),
+            nonnegative=signs.is_nonnegative(x),
+            turn=self.turn,
+            store=self.store,
+            memo=self.memory(),
+        )
 
     def serve(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""
@@ -253,8 +321,8 @@ class Interception(TorchFunctionMode, ABC):
 
     def refuse_unserved(self) -> None:
         """Raise RuleError if a rule met no operation it serves."""
-        for name in sorted(self.rule_set.named.keys() - self._served):
-            rule, module = self.rule_set.named[name], self.places.modules.get(name)
+        for name in sorted(self._named.keys() - self._served):
+            rule, module = self._named[name], self.places.modules.get(name)
             if module is None:
                 ran = ", ".join(o.name for o in self.operations if o.rule is not None)
                 raise RuleError(

@@ -58,11 +58,16 @@ class Part(Enum):
 class Term(NamedTuple):
     """One pass of an input through the layer with a rule's weights."""
 
-    weight: Tensor
+    weights: Tensor | Callable[[], Tensor]  # a function where they may not be needed
     bias: Tensor | None
     part: Part = Part.ALL
     constant: Tensor | None = None  # stands for x: box bounds, ones; batch dimension 1
     sign: float = 1.0
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights, shaped like the layer's."""
+        return self.weights if isinstance(self.weights, Tensor) else self.weights()
 
     def input(self, x: Tensor) -> Tensor:
         """Return what the term sends through the layer."""
@@ -76,13 +81,14 @@ class Group(NamedTuple):
     share: float = 1.0
     outputs: Part = Part.ALL
     one_sign: bool = False  # all contributions have one sign: a sum of 0 is a sum of nothing
+    complement: float | None = None  # these denominators and the group's before add up to this * z
 
 
 def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:
     """Return the group's denominators, shaped like ``z``, taking ``z`` itself where it serves."""
     total: Tensor | None = None
     for term in group.terms:
-        if term.weight is op.weight and term.bias is op.bias and term.input(x) is x:
+        if term.weights is op.weight and term.bias is op.bias and term.input(x) is x:
             d = z
         elif term.bias is None and term.part.is_empty(x):
             continue

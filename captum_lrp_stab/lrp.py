@@ -13,7 +13,7 @@ from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks
+from captum_lrp_stab import checks, derived
 from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
     ModelError,
@@ -50,6 +50,8 @@ class _Explainer:
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
+        optimize: bool = True,
+        cache_bytes: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -63,6 +65,11 @@ class _Explainer:
         self.merge_batch_norm = merge_batch_norm
         self.strict = strict
         self.nonfinite = nonfinite
+        self.optimize = optimize
+        if cache_bytes is None:
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            cache_bytes = int(derived.DEFAULT_SHARE * size)
+        self._store = derived.Derived(cache_bytes)
         rule_set = rule_set_of(model, rules, **self._options())
         self._rule_set = None if rules is None else rule_set
 
@@ -96,6 +103,8 @@ class _Explainer:
                 strict=self.strict,
                 probes=probes,
                 observer=observer,
+                optimize=self.optimize,
+                store=self._store,
             )
 
         done = run(None, probes)
@@ -139,6 +148,11 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
             gradient.
         nonfinite: What to do when NaN or Inf arises: ``"warn"``, ``"raise"`` or ``"ignore"``. The
             message names the first layer it arose in.
+        optimize: Compute what can be left out or put together in fewer steps, which gives the same
+            up to rounding; False works out every layer by its rule's formula, to compare with.
+        cache_bytes: How much of what is made of the parameters, such as ``w + gamma * w+``, is kept
+            from call to call, on a CPU; None for a quarter of what the parameters take. It is made
+            again when a parameter has changed.
 
     Raises:
         ModelError: The model is scripted or quantized, or no module.
@@ -231,6 +245,8 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
+        optimize: bool = True,
+        cache_bytes: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -239,6 +255,8 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
             merge_batch_norm=merge_batch_norm,
             strict=strict,
             nonfinite=nonfinite,
+            optimize=optimize,
+            cache_bytes=cache_bytes,
         )
         LayerAttribution.__init__(self, model, layer)
         wanted = [] if layer is None else layer if isinstance(layer, (list, tuple)) else [layer]

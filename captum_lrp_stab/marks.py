@@ -5,6 +5,7 @@ A mark is kept with the tensor's version: a write makes it stale, and it says no
 - ``site``: the rule-bearing layer whose output it is (``sites``).
 - ``padded``: what it is a padding of (``treatments.layers``).
 - ``gate``, ``shift``: what it is in a product (``gates``).
+- ``nonnegative``: it has no negative element (``signs``).
 - ``order``: the layer that knows the order of its values before rounding (``ties``).
 - ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).
 """

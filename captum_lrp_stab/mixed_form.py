@@ -36,12 +36,12 @@ class MixedForm(GradientForm):
 
     Args:
         model: See :class:`~captum_lrp_stab.interception.Interception`.
-        rule_set: The rule of each operation.
+        rule_sets: The rule of each operation.
         stretch: Of an earlier pass.
     """
 
-    def __init__(self, model: nn.Module, rule_set: RuleSet, stretch: Stretch) -> None:
-        super().__init__(model, rule_set)
+    def __init__(self, model: nn.Module, *rule_sets: RuleSet, stretch: Stretch) -> None:
+        super().__init__(model, *rule_sets)
         self._stretch = stretch
         self._below = False  # whether the operation that is running is in the stretch
 
@@ -130,10 +130,16 @@ class MixedForm(GradientForm):
         site.keep(z)
         return _marked(out)
 
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+    def activation(
+        self,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Return ``g(z)``, in the stretch with relevance passing as it is."""
         if not self._below:
-            return super().activation(z, slope, g)
+            return super().activation(z, slope, g, kept)
         with torch.no_grad():
             y = g(z)
         return Step.apply(lambda R: (R,), y, z)  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@
 form as an argument.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from captum._utils.common import (
 from torch import Tensor, nn
 
 from captum_lrp_stab import checks, operations
+from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.lean import Memo
 from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
@@ -51,6 +53,8 @@ def propagate(
     probes: tuple[Probe, ...] = (),
     observer: Observer | None = None,
     form: Callable[..., GradientForm] = GradientForm,
+    optimize: bool = True,
+    store: Derived | None = None,
 ) -> Propagation:
     """Propagate relevance from ``target`` to ``inputs``; the model and tensors stay as they are.
 
@@ -64,30 +68,122 @@ def propagate(
         probes: Layers whose relevance is wanted too.
         observer: Is told of each layer.
         form: How relevance is carried.
+        optimize: Take the short ways, where there are some.
+        store: Keeps what is made of parameters.
 
     Raises:
         InputError: An input is not a finite floating-point tensor, or the target does not fit.
         ModelError: The model cannot be followed, or the score does not depend on the inputs.
         FallbackError: With ``strict``, an operation has no LRP rule.
     """
+    (done,) = propagate_many(
+        model,
+        inputs,
+        (target,),
+        additional_forward_args,
+        rule_sets=(rule_set,),
+        strict=strict,
+        probes=probes,
+        observer=observer,
+        form=form,
+        optimize=optimize,
+        store=store,
+    )
+    return done
+
+
+def propagate_many(
+    model: nn.Module,
+    inputs: Any,
+    targets: Sequence[Any],
+    additional_forward_args: Any = None,
+    *,
+    rule_sets: Sequence[RuleSet],
+    strict: bool = False,
+    probes: tuple[Probe, ...] = (),
+    observer: Observer | None = None,
+    form: Callable[..., GradientForm] = GradientForm,
+    optimize: bool = True,
+    store: Derived | None = None,
+) -> list[Propagation]:
+    """Propagate from several targets, and under several sets of rules, after one forward pass.
+
+    Args:
+        model: See :func:`propagate`; likewise the arguments not listed here.
+        inputs: A tensor ``(N, ...)`` or a tuple of them.
+        targets: One or more in Captum's target forms.
+        additional_forward_args: As in Captum.
+        rule_sets: One or more, which treat attention and batch norm alike.
+        strict: Refuse operations that would get their plain gradient.
+        probes: Layers whose relevance is wanted too; of a single target and set of rules.
+        observer: Is told of each layer; of a single target and set of rules.
+        form: How relevance is carried.
+        optimize: Take the short ways, where there are some.
+        store: Keeps what is made of parameters.
+
+    Returns:
+        For each set of rules, one result for each target.
+    """
     checks.check_model(model)
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
-    mode = form(model, rule_set)
+    arguments = model, xs, additional_forward_args
+    turns = [(v, target) for v in range(len(rule_sets)) for target in targets]
+    mode = form(model, *rule_sets)
+    done = []
     with torch.inference_mode(False), torch.enable_grad():
-        output = _forward(mode, model, xs, additional_forward_args, probes, observer)
+        output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
+        if mode.stretch is not None and len(rule_sets) > 1:  # of each its own
+            mode.release()
+            each = (
+                propagate_many(
+                    model,
+                    inputs,
+                    targets,
+                    additional_forward_args,
+                    rule_sets=(one,),
+                    strict=strict,
+                    form=form,
+                    optimize=optimize,
+                    store=store,
+                )
+                for one in rule_sets
+            )
+            return [found for results in each for found in results]
         if mode.stretch is not None:  # known now, and not before
-            mode = MixedForm(model, rule_set, mode.stretch)
+            mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
             if observer is not None:
                 observer.restart()
-            output = _forward(mode, model, xs, additional_forward_args, probes, observer)
+            output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if strict:
-            done = mode.operations + _hidden_fallbacks(output)
-            refuse([o.describe_fallback() for o in done if o.fallback and o.reached])
-        score = score_of(output, target)
-        relevances = mode.relevances(score)
+            fallbacks = mode.operations + _hidden_fallbacks(output)
+            refuse([o.describe_fallback() for o in fallbacks if o.fallback and o.reached])
+        for turn, (mode.turn.variant, target) in enumerate(turns, 1):
+            score = score_of(output, target)
+            relevances = mode.relevances(score, is_last=turn == len(turns))
+            done.append(Propagation(score.detach(), relevances, mode.operations))
         mode.release()
-    return Propagation(score.detach(), relevances, mode.operations)
+        del output, score
+    if optimize and observer is None and not _are_finite(done, probes):
+        for probe in probes:
+            probe.forget()
+        return propagate_many(
+            model,
+            inputs,
+            targets,
+            additional_forward_args,
+            rule_sets=rule_sets,
+            strict=strict,
+            probes=probes,
+            form=form,
+            optimize=False,
+        )
+    return done
+
+
+def _are_finite(done: Iterable[Propagation], probes: Iterable[Probe]) -> bool:
+    noted = [R for probe in probes for R in probe.relevances if R is not None]
+    return all(p.is_finite for p in done) and all(bool(R.isfinite().all()) for R in noted)
 
 
 def operations_of(
@@ -137,6 +233,22 @@ def coarsest_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.dtype:
     if torch.is_autocast_enabled(device) and dtypes != {torch.float64}:  # which it leaves alone
         dtypes.add(torch.get_autocast_dtype(device))
     return max(dtypes, key=lambda d: torch.finfo(d).eps)
+
+
+def _run(
+    mode: GradientForm,
+    arguments: tuple[nn.Module, tuple[Tensor, ...], Any],
+    probes: tuple[Probe, ...],
+    observer: Observer | None,
+    turns: int,
+    optimize: bool,
+    store: Derived | None,
+) -> Any:
+    mode.optimize, mode.store = optimize, store
+    if optimize and turns > 1:
+        whole = len(mode.rule_sets) == 1
+        mode.memory = lambda: Memo(whole)
+    return _forward(mode, *arguments, probes, observer)
 
 
 def _forward(

@@ -53,8 +53,12 @@ class RelevanceForm(GradientForm):
         """Return what is carried."""
         return carried
 
-    def relevances(self, score: Tensor) -> tuple[Tensor, ...]:
+    def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
+
+        Args:
+            score: The target's output, shape ``(N,)``.
+            is_last: Whether no other backward pass follows.
 
         Raises:
             ModelError: A custom autograd function takes part, or no input does.
@@ -64,7 +68,7 @@ class RelevanceForm(GradientForm):
                 f"the custom autograd function {function.__name__} has no rule in relevance form: "
                 "its gradient, passed on as relevance, would be wrong; use the gradient form"
             )
-        return super().relevances(score)
+        return super().relevances(score, is_last)
 
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note which operations relevance reaches.
@@ -93,7 +97,13 @@ class RelevanceForm(GradientForm):
             self.observer.forward(site.operation, x, z, z)
         return Step.apply(backward, z, site.x)  # type: ignore[no-any-return]
 
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+    def activation(
+        self,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Return ``g(z)``; relevance passes unchanged."""
         with torch.no_grad():
             y = g(z)

@@ -9,11 +9,13 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_stab import stabilizers
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Backward, Rule
 from captum_lrp_stab.errors import InputWarning, RuleError
@@ -60,6 +62,14 @@ class EpsilonRule(Rule):
     def stabilize(self, z: Tensor, magnitude: Callable[[], Tensor]) -> Tensor:
         """Return ``stabilizer(z + epsilon)``."""
         return super().stabilize(self._shift(z) if self.epsilon else z, magnitude)
+
+    def signed_epsilon(self, dtype: torch.dtype) -> float | None:
+        """Return e where denominators become ``z + e * sign(z)``, None elsewhere."""
+        own = stabilizers.signed_epsilon(self._shift, dtype)
+        then = stabilizers.signed_epsilon(self.stabilizer, dtype)
+        if type(self).stabilize is not EpsilonRule.stabilize or own is None or then is None:
+            return None
+        return own + then
 
 
 class ZeroRule(EpsilonRule):
@@ -120,10 +130,11 @@ class GammaRule(Rule):
             # one denominator, z itself; outputs that are exactly 0 have no sign and get nothing
             term = (Term(w, b),)
             return Group(term, outputs=Part.POSITIVE), Group(term, outputs=Part.NEGATIVE)
-        up, down = w + gamma * w.clamp(min=0), w + gamma * w.clamp(max=0)
-        b_up, b_down = b, b
+        up, down = _favoured(op, gamma, "+"), _favoured(op, gamma, "-")
+        b_up, b_down, complement = b, b, None if b is not None else 2 + gamma
         if b is not None and self.bias == "scaled":
             b_up, b_down = b + gamma * b.clamp(min=0), b + gamma * b.clamp(max=0)
+            complement = 2 + gamma
         return (
             Group(
                 (Term(up, b_up, Part.POSITIVE), Term(down, None, Part.NEGATIVE)),
@@ -132,6 +143,7 @@ class GammaRule(Rule):
             Group(
                 (Term(down, b_down, Part.POSITIVE), Term(up, None, Part.NEGATIVE)),
                 outputs=Part.NEGATIVE,
+                complement=complement,
             ),
         )
 
@@ -169,8 +181,8 @@ class AlphaBetaRule(Rule):
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return a group of the positive and one of the negative contributions."""
-        w, b = op.weight, op.bias
-        w_plus, w_minus = w.clamp(min=0), w.clamp(max=0)
+        b = op.bias
+        w_plus, w_minus = _half(op, "+"), _half(op, "-")
         b_plus = None if b is None else b.clamp(min=0)
         b_minus = None if b is None else b.clamp(max=0)
         positive = (
@@ -273,8 +285,8 @@ class ZBoxRule(Rule):
         # b - b^+ - b^- is 0: adding the three would only round what is left of a small sum
         terms = (
             Term(w, None),
-            Term(w.clamp(min=0), None, constant=low, sign=-1.0),
-            Term(w.clamp(max=0), None, constant=high, sign=-1.0),
+            Term(_half(op, "+"), None, constant=low, sign=-1.0),
+            Term(_half(op, "-"), None, constant=high, sign=-1.0),
         )
         return (Group(terms, one_sign=inside),)
 
@@ -390,6 +402,28 @@ class PassRule(Rule):
                 f"{tuple(z.shape)}; PassRule needs one input of the output's shape"
             )
         return (z * c).masked_fill((z == 0) | (c == 0), 0)
+
+
+Sign = Literal["+", "-"]
+
+
+def _half(op: Affine, sign: Sign) -> Callable[[], Tensor]:
+    """Return what makes the positive or the negative part of a layer's weights."""
+
+    def make() -> Tensor:
+        return op.weight.clamp(min=0) if sign == "+" else op.weight.clamp(max=0)
+
+    return cache(lambda: op.derived(f"w{sign}", make))
+
+
+def _favoured(op: Affine, gamma: float, sign: Sign) -> Callable[[], Tensor]:
+    """Return what makes a layer's weights with more of their positive or negative part."""
+
+    def make() -> Tensor:
+        low, high = (0, None) if sign == "+" else (None, 0)
+        return torch.add(op.weight, op.weight.clamp(low, high), alpha=gamma)
+
+    return cache(lambda: op.derived(f"w + {gamma} w{sign}", make))
 
 
 def _non_negative(rule: str, name: str, value: float) -> float:

@@ -1,15 +1,17 @@
 """Operations of a forward pass, and what the backward pass of a rule-bearing layer needs."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from captum_lrp_stab import marks
-from captum_lrp_stab.affine import Affine, Convolution, Dense
+from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.derived import Derived
+from captum_lrp_stab.lean import Memo
 
 
 @dataclass(eq=False)
@@ -73,17 +75,32 @@ def link(operations: Sequence[Operation]) -> None:
         operation.reads = tuple(found)
 
 
+@dataclass
+class Turn:
+    """Which variant of a pass is running: they share the forward pass, and have a rule each."""
+
+    variant: int = 0
+
+
 @dataclass(eq=False)
 class Site:
     """One use of a rule-bearing layer: the map, the rule, and what the backward pass needs."""
 
     operation: Operation
-    op: Affine
-    rule: Rule
+    affine: Affine  # what the operation itself computes
+    rules: tuple[Rule, ...]  # one for each variant of a pass
     x: Tensor
-    z: Tensor = field(init=False)  # an alias of the output's memory
-    version: int = field(init=False)  # of z, as long as it is the pre-activation where it matters
-    rectified: bool = False  # an in-place ReLU has written over z
+    scale: Scale | None = None  # a batch norm that is one layer with it
+    sources: tuple[Tensor, ...] = ()  # the parameters of both
+    nonnegative: bool = False  # whether x is known to have no negative element
+    turn: Turn = field(default_factory=Turn)
+    store: Derived | None = None  # keeps what is made from the parameters
+    memo: Memo | None = None  # where several backward passes follow
+    z: Tensor | None = None  # an alias of the output's memory
+    version: int = 0  # of z, as long as it is the pre-activation where it matters
+    rectified: bool = False  # z is what a ReLU made of the output
+    _op: Affine | None = None
+    readers: int = 0  # operations that read the output
     reads_input: bool = False  # whether x is an input of the model as it is, or only moved
 
     @property
@@ -91,18 +108,83 @@ class Site:
         """The layer's name."""
         return self.operation.name
 
+    @property
+    def rule(self) -> Rule:
+        """The rule whose turn it is."""
+        return self.rules[self.turn.variant]
+
+    @property
+    def op(self) -> Affine:
+        """The layer's map, its batch norm included.
+
+        It is made when it is asked for first, and let go of by ``release``: the weights of all
+        layers merged with their batch norms would be as large as the model.
+        """
+        if self._op is None:
+            op: Affine | None = self.affine
+            if self.scale is not None and self.scale.bias is not None:
+                op = self.affine.scaled(self.scale.weight, self.scale.bias)
+            assert op is not None  # is_mergeable has been asked
+            self._op = op if self.store is None else replace(op, keep=self._keep)
+        return self._op
+
+    def _keep(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        assert self.store is not None
+        place = (self.name, self.operation.batch_norm, key)
+        return self.store.get(place, self.sources, make)
+
     def keep(self, z: Tensor) -> None:
         """Remember the output, without a copy."""
         self.z = z.detach()
         self.version = self.z._version
+        self.rectified = False
 
-    def pre_activation(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return z, computed again if something has written over it that matters."""
-        intact = self.z._version == self.version
-        if intact and self.rectified:
-            # where z was negative its coefficient is 0, unless the model read z before the ReLU
-            intact = not bool(((self.z == 0) & (c != 0)).any())
-        return self.z if intact else self.op.apply(x, self.op.weight, self.op.bias)
+    def keep_copy(self) -> None:
+        """Remember a copy of the output, which is about to be written over.
+
+        It costs less than to compute it again.
+        """
+        if self.z is not None:
+            self.keep(self.z.clone())
+
+    def is_output(self, t: Tensor) -> bool:
+        """Return whether a tensor lies where the output does."""
+        return self.z is not None and self.z.data_ptr() == t.data_ptr()
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether under each rule a denominator of one output does not depend on the others."""
+        return all(rule.is_elementwise for rule in self.rules)
+
+    def keep_rectified(self, y: Tensor) -> None:
+        """Remember what a ReLU made of the output, which serves as well: c is 0 elsewhere."""
+        self.keep(y)
+        self.rectified = True
+
+    def pre_activation(self, op: Affine, x: Tensor, c: Tensor) -> tuple[Tensor, bool]:
+        """Return z, and whether c is known to be 0 where it is.
+
+        z is computed again if something has written over it that matters.
+        """
+        z = self.z
+        if z is not None and z._version == self.version:
+            # where z was negative its coefficient is 0, unless another operation has read it
+            if not self.rectified or self.readers < 2:
+                return z, self.rectified
+            if not bool(((z == 0) & (c != 0)).any()):
+                return z, True
+        return op.apply(x, op.weight, op.bias), False
+
+    def release(self, retains: bool = False) -> None:
+        """Let go of the tensors, after the backward pass of the layer.
+
+        Args:
+            retains: Keep those that another backward pass needs.
+        """
+        self._op = None
+        if not retains:
+            del self.x
+            self.z = None
 
 
 def current_site(x: Tensor) -> Site | None:
@@ -111,8 +193,16 @@ def current_site(x: Tensor) -> Site | None:
     return site
 
 
+def count_readers(tensors: Iterable[Tensor]) -> None:
+    """Note that an operation reads tensors, some of which may be outputs of layers."""
+    for t in tensors:
+        site = current_site(t)
+        if site is not None:
+            site.readers += 1
+
+
 def is_mergeable(site: Site, x: Tensor) -> bool:
     """Return whether a batch norm of ``x``, the site's output, can be one layer with it."""
-    dense_on_vectors = isinstance(site.op, Dense) and x.dim() == 2
-    batched = isinstance(site.op, Convolution) and x.dim() == site.op.dims + 2
+    dense_on_vectors = isinstance(site.affine, Dense) and x.dim() == 2
+    batched = isinstance(site.affine, Convolution) and x.dim() == site.affine.dims + 2
     return not site.operation.batch_norm and (dense_on_vectors or batched)

@@ -278,6 +278,17 @@ def effective_epsilon(stabilizer: Stabilizer, epsilon: float, dtype: torch.dtype
     return tiny
 
 
+def signed_epsilon(stabilizer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> float | None:
+    """Return e where stabilizing is to add ``e * sign(z)``, None elsewhere."""
+    if type(stabilizer) is Identity:
+        return 0.0
+    if type(stabilizer) is Signed and not (stabilizer.relative and stabilizer.epsilon):
+        return effective_epsilon(stabilizer, stabilizer.epsilon, dtype)
+    if type(stabilizer) is Additive and not stabilizer.epsilon:
+        return 0.0
+    return None
+
+
 def at_least_tiny(epsilon: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``epsilon`` raised to the smallest normal number of ``dtype`` where it is below."""
     return epsilon.clamp(min=torch.finfo(dtype).tiny)

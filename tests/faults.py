@@ -222,7 +222,7 @@ class ScaledWeights(Changed):
     def changed(self, term):
         weight = term.weight.clone()
         weight[:, : (weight.shape[1] + 1) // 2] *= 1 + self.by
-        return term._replace(weight=weight)
+        return term._replace(weights=weight)
 
 
 class DroppedBias(Changed):
@@ -236,7 +236,7 @@ class NegatedWeights(Changed):
     """The weights have the wrong sign, the bias has not."""
 
     def changed(self, term):
-        return term._replace(weight=-term.weight)
+        return term._replace(weights=-term.weight)
 
 
 class InRelevanceForm:

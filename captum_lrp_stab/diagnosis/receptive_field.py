@@ -179,6 +179,12 @@ class _Following(Interception):
         """Raise: rules have no part in this."""
         raise NotImplementedError
 
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+    def activation(
+        self,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
         """Raise: rules have no part in this."""
         raise NotImplementedError

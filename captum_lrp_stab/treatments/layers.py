@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_stab import describe, gates, marks
-from captum_lrp_stab.affine import Convolution, Pad
+from captum_lrp_stab.affine import Convolution, Pad, Scale
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import made
-from captum_lrp_stab.sites import Operation, Site, current_site, is_mergeable
+from captum_lrp_stab.sites import Operation, current_site, is_mergeable
 from captum_lrp_stab.treatments.arguments import first, others
 from captum_lrp_stab.treatments.products import product
 from captum_lrp_stab.treatments.values import mixing, moving
@@ -53,18 +53,19 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
     padded = marks.get(x, "padded")
     if padded is not None and padded.x._version != padded.version:
         padded = None
-    rule = mode.rule_of(operation.name, func, x if padded is None else padded.x)
-    if rule is None:
+    rules = mode.rules_of(operation.name, func, x if padded is None else padded.x)
+    if not rules:
         return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
     # what a padding adds has relevance under these rules, and is no part of the layer's input
-    if padded is not None and not rule.proportional and isinstance(op, Convolution):
-        if op.pad is None:
-            x, op = padded.x, replace(op, pad=padded.pad)
-            operation.ordinals |= padded.operation.ordinals
-            padded.operation.is_absorbed = True
+    direct = not all(rule.proportional for rule in rules)
+    if padded is not None and direct and isinstance(op, Convolution) and op.pad is None:
+        x, op = padded.x, replace(op, pad=padded.pad)
+        operation.ordinals |= padded.operation.ordinals
+        padded.operation.is_absorbed = True
     kind = gates.inherited(func, args, kwargs)
-    out = mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+    site = mode.site(operation, op, rules, x, others(args, kwargs))
+    out = mode.serve(site, lambda: func(*args, **kwargs))
     return gates.marked(out, kind)
 
 
@@ -92,20 +93,21 @@ def batch_norm(
         site = None  # of an earlier pass
     if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
         scale = describe.of_call(func, args, kwargs)
-        assert scale.bias is not None
-        merged = site.op.scaled(scale.weight, scale.bias)
-        if merged is not None:
-            site.operation.is_merged = True
-            operation.name, operation.kind = site.operation.name, site.operation.kind
-            operation.batch_norm = name
-            operation.ordinals |= site.operation.ordinals
-            one = Site(operation, merged, site.rule, site.x)
-            return mode.on_merge(one, lambda: func(*args, **kwargs))
-    rule = mode.rule_of(name, func, x)
-    if rule is None:
+        assert isinstance(scale, Scale)
+        site.operation.is_merged = True
+        operation.name, operation.kind = site.operation.name, site.operation.kind
+        operation.batch_norm = name
+        operation.ordinals |= site.operation.ordinals
+        sources = (*site.sources, *others(args, kwargs))
+        one = replace(site, operation=operation, scale=scale, sources=sources, readers=0, _op=None)
+        site.z = None  # another reader of the layer without its batch norm is rare
+        return mode.on_merge(one, lambda: func(*args, **kwargs))
+    rules = mode.rules_of(name, func, x)
+    if not rules:
         return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
-    return mode.serve(Site(operation, op, rule, x), lambda: func(*args, **kwargs))
+    site = mode.site(operation, op, rules, x, others(args, kwargs))
+    return mode.serve(site, lambda: func(*args, **kwargs))
 
 
 def native_batch_norm(

@@ -36,8 +36,8 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
     kind = gates.inherited(func, args, kwargs)
     target = operations.written(func, args, kwargs)
     site = None if target is None else current_site(target)
-    if site is not None:  # a copy costs less than to compute it again
-        site.keep(site.z.clone())
+    if site is not None:
+        site.keep_copy()
     out = mode.mixing(operation, func, args, kwargs)
     gates.note_shift(out, func, args, kwargs)
     return gates.marked(out, kind)
@@ -105,16 +105,17 @@ def rectifier(
 
 def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> Any:
     x = first(args, kwargs)
-    site = current_site(x)
-    if site is None or not operations.writes(func, args, kwargs):
+    site, in_place = current_site(x), operations.writes(func, args, kwargs)
+    if site is None:
         return mode.rectifier(func, args, kwargs)
-    rectified = func in activations.RECTIFIERS and site.rule.is_elementwise
-    if not rectified:
-        site.keep(site.z.clone())
+    rectified = func in activations.RECTIFIERS and site.is_elementwise
+    if in_place and not (rectified and mode.optimize):
+        site.keep_copy()
+    # not so where a probe has put a copy in the output's place, or another operation has read it
+    serves = mode.optimize and rectified and (site.is_output(x) if in_place else site.readers < 2)
     out = mode.rectifier(func, args, kwargs)
-    if rectified and site.z.data_ptr() == x.data_ptr():
-        site.version = site.z._version
-        site.rectified = True
+    if serves:
+        site.keep_rectified(out)
     return out
 
 
@@ -138,8 +139,9 @@ def activation(
         return gates.marked(out, kind)
     site = current_site(x)
     if site is not None:
-        site.keep(site.z.clone())
-    out = mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **options))
+        site.keep_copy()
+    kept = x.detach().clone() if site is None or site.z is None else site.z
+    out = mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **options), kept)
     return gates.marked(x.copy_(out), kind)
 
 

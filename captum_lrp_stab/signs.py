@@ -1,0 +1,68 @@
+"""Which tensors are known to have no negative element, so that a rule's other half is empty.
+
+What is known follows from the operations that made a tensor: a ReLU gives no negative values, a max
+pool of such gives none either. Rules that treat inputs by their sign (gamma, z+, alpha-beta) then
+need half the work, and nobody has to look at the values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from captum_lrp_stab import activations, marks
+from captum_lrp_stab.operations import argument, canonical_name, made, tensors_in
+
+_GIVING = frozenset(
+    "abs absolute exp expit hardsigmoid norm relu sigmoid softmax softmin softplus sqrt square "
+    "vector_norm".split()
+)
+_KEEPING = frozenset(
+    """
+    T adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d add alias amax amin avg_pool1d avg_pool2d avg_pool3d
+    cat channel_shuffle chunk clone concat concatenate contiguous div dropout dropout1d dropout2d
+    dropout3d expand feature_dropout flatten flip float getitem mH mT max max_pool1d max_pool2d
+    max_pool3d maximum mean min minimum movedim mul multiply narrow pad permute pixel_shuffle
+    pixel_unshuffle ravel repeat reshape roll select split squeeze stack sum swapaxes t tile to
+    transpose truediv unbind unflatten unsqueeze view
+    """.split()
+)
+_WITH_CONSTANTS = frozenset("add div mul multiply truediv".split())
+
+
+def is_nonnegative(t: Tensor) -> bool:
+    """Return whether a tensor is known to have no negative element."""
+    return marks.get(t, "nonnegative") is not None
+
+
+def gives_nonnegative(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Return whether what a call makes is known to have no negative element.
+
+    To be asked before it runs: it may write over its arguments.
+    """
+    name = canonical_name(func)
+    if name in _GIVING:
+        return True
+    if name in activations.CLAMPS or name == "relu6":
+        low, _ = activations.bounds_of(func, args, kwargs) or (None, None)
+        return isinstance(low, (int, float)) and low >= 0
+    if name not in _KEEPING:
+        return False
+    if name in _WITH_CONSTANTS:
+        numbers = [v for v in (*args, *kwargs.values()) if not isinstance(v, Tensor)]
+        if not all(isinstance(v, (int, float)) and v >= 0 for v in numbers):
+            return False
+    if name == "pad" and (argument(args, kwargs, 3, "value") or 0) < 0:
+        return False
+    strict = name in _WITH_CONSTANTS  # elsewhere an integer tensor is an index
+    return all(
+        is_nonnegative(t) or not (strict or t.is_floating_point() or made(t))
+        for t in tensors_in(args, kwargs)
+    )
+
+
+def mark(result: Any) -> None:
+    """Remember that the tensors of a result have no negative element."""
+    for t in tensors_in((result,), {}):
+        marks.put(t, "nonnegative", True)
