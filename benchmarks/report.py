@@ -22,7 +22,7 @@ from captum_lrp_stab.document import (
 from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
 HEADER = (
-    *("model", "batch", "method", "time", "quartiles", "ms", "memory", "resident"),
+    *("model", "method", "batch", "time", "quartiles", "ms", "memory", "resident"),
     *("rel. L2", "sum/score", "in float64", "verdict"),
 )
 WORDS = ("model", "method", "verdict")
@@ -41,8 +41,8 @@ def cells(row: Row) -> tuple[str, ...]:
     found, timing = row.correctness, row.timing
     return (
         row.model,
-        str(row.batch),
         row.method,
+        str(row.batch),
         "-" if timing is None else f"{timing.multiple.median:.2f}",
         "-" if timing is None else f"{timing.multiple.low:.2f} - {timing.multiple.high:.2f}",
         "-" if timing is None else f"{1e3 * timing.seconds.median:.1f}",
@@ -78,17 +78,17 @@ def target_table(found: Sequence[Outcome]) -> Table:
     rows = tuple(
         (
             outcome.target,
+            outcome.status,
+            outcome.where,
             f"{outcome.limit:g}",
             number(outcome.measured, 3),
-            outcome.where,
             f"{outcome.met} of {outcome.of}" if outcome.of else "-",
-            outcome.status,
         )
         for outcome in found
     )
-    missed = frozenset(index for index, row in enumerate(rows) if row[-1] == MISSED)
-    header = ("target", "limit", "worst", "of", "rows that meet it", "status")
-    return Table(header, rows, words=("target", "of", "status"), bad=missed)
+    missed = frozenset(index for index, row in enumerate(rows) if row[1] == MISSED)
+    header = ("target", "status", "worst row", "limit", "there", "rows that meet it")
+    return Table(header, rows, words=header[:3], bad=missed)
 
 
 def row_table(rows: Sequence[Row]) -> Table:
@@ -107,14 +107,14 @@ def many_table(found: Sequence[Many]) -> Table:
         (
             one.model,
             one.name,
+            one.note,
             "-" if one.timing is None else f"{one.timing.multiple.median:.2f}",
             "-" if one.timing is None else f"{1e3 * one.timing.seconds.median:.1f}",
-            one.note,
         )
         for one in found
     )
-    header = ("model", "in one call", "time / one attribution", "ms", "note")
-    return Table(header, rows, words=("model", "in one call", "note"))
+    header = ("model", "in one call", "note", "time / one attribution", "ms")
+    return Table(header, rows, words=header[:3])
 
 
 def check_table(rows: Sequence[Row]) -> Table | None:
@@ -159,7 +159,7 @@ def _setting(results: Results) -> str:
     s = results.settings
     weights = "; ".join(f"{name}: {text}" for name, text in results.weights.items())
     return (
-        f"{s.rounds} rounds after one that is thrown away, {s.device}, {s.dtype}, {s.size} pixels. "
+        f"Rounds: {s.rounds}, after one thrown away; {s.device}, {s.dtype}, {s.size} pixels. "
         f"Weights: {weights}. Random networks have random batch-norm statistics too."
     )
 
@@ -171,10 +171,10 @@ def as_markdown(results: Results, picture: Picture | None = None) -> str:
 
 def as_text(results: Results) -> str:
     """Return the results for a terminal."""
-    parts = [to_text(HEADER, [cells(row) for row in results.rows], 1)]
+    parts = [to_text(HEADER, [cells(row) for row in results.rows], 2)]
     tables = [target_table(outcomes(results))]
     tables += [many_table(results.many)] if results.many else []
-    parts += [to_text(table.header, table.rows, 1) for table in tables]
+    parts += [to_text(table.header, table.rows, 3) for table in tables]
     return "\n\n".join([*parts, *notes(results)])
 
 

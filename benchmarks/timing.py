@@ -116,6 +116,8 @@ def interleave(
                     seconds[name].append(_once(steps[name], clock))
                 except Exception as error:  # a contender may fail in any way; that is a result
                     failed[name] = error
+    if names[0] in failed:  # without the unit nothing can be said
+        return {}, dict.fromkeys(names, failed[names[0]])
     unit = seconds[names[0]]
     timings = {name: evaluate(found, unit) for name, found in seconds.items() if name not in failed}
     return timings, failed

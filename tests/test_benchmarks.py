@@ -120,6 +120,9 @@ def test_a_contender_that_fails_leaves_the_others_alone() -> None:
     assert list(timings) == ["unit"]
     assert isinstance(failed["bad"], MemoryError)
     assert undone == [1]
+    timings, failed = interleave({"bad": Step(fail), "unit": Step(lambda: None)}, rounds=1)
+    assert not timings
+    assert set(failed) == {"bad", "unit"}  # without the unit there are no multiples
 
 
 def test_memory_multiples() -> None:
@@ -245,7 +248,7 @@ def test_every_way_to_fail_is_told(planted: object, monkeypatch: pytest.MonkeyPa
         for note in ("TypeError: no rule for this layer", "pip install it", "halves on purpose"):
             assert note in text
     marked = report.row_table(results.rows)
-    assert {row[2] for i, row in enumerate(marked.rows) if i in marked.bad} == {
+    assert {row[1] for i, row in enumerate(marked.rows) if i in marked.bad} == {
         "halved:epsilon",
         "other:epsilon",
         "nan:epsilon",
@@ -332,8 +335,9 @@ def test_targets_of_time(multiple: float, status: str) -> None:
     results = results_of(timed(multiple))
     assert outcome(results, "time of epsilon, vgg16, batch 1").status == status
     assert outcome(results, "time of epsilon, vgg16, batch 4").status == NOT_MEASURED
-    on_gpu = replace(results, settings=Settings(device="cuda"))
-    assert outcome(on_gpu, "time of epsilon, vgg16, batch 1").status == NOT_MEASURED
+    for other in (Settings(device="cuda"), Settings(size=64), Settings(dtype="bfloat16")):
+        elsewhere = replace(results, settings=other)
+        assert outcome(elsewhere, "time of epsilon, vgg16, batch 1").status == NOT_MEASURED
 
 
 def test_targets_of_factors_go_by_the_worst_row() -> None:
@@ -367,7 +371,7 @@ def test_targets_of_memory() -> None:
 def test_a_missed_target_is_marked() -> None:
     found = outcomes(results_of(timed(1.5)))
     table = report.target_table(found)
-    assert [table.rows[index][-1] for index in table.bad] == [MISSED]
+    assert [table.rows[index][1] for index in table.bad] == [MISSED]
     assert "1 missed" in report.document(results_of(timed(1.5))).verdict
     assert "MISSED" in report.as_text(results_of(timed(1.5)))
 
