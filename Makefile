@@ -1,4 +1,4 @@
-.PHONY: test lint types format docs
+.PHONY: test lint types format docs bench
 
 test:
 	pytest
@@ -14,3 +14,6 @@ format:
 
 docs:
 	sphinx-build -W --keep-going docs docs/_build
+
+bench:
+	python -m benchmarks
