@@ -1,34 +1,27 @@
 """``LRP`` and ``LayerLRP``: drop-in subclasses of Captum's, in gradient form."""
 
 import difflib
-import warnings
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 from captum._utils.common import _format_output, _is_tuple
 from captum.attr import LRP as CaptumLRP
 from captum.attr import LayerLRP as CaptumLayerLRP
-from captum.attr._utils.attribution import GradientAttribution, LayerAttribution
+from captum.attr._utils.attribution import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, derived
-from captum_lrp_stab.diagnosis import nonfinite as diagnosing
-from captum_lrp_stab.errors import (
-    ModelError,
-    NonFiniteRelevanceError,
-    NonFiniteRelevanceWarning,
-)
+from captum_lrp_stab.batching import joined, pieces
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab.explainer import Explainer, NonFinite
 from captum_lrp_stab.leaves import leaf_modules
-from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.propagation import Propagation, as_tuple, coarsest_dtype, propagate
 from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.stabilizers import StabilizerLike
 from captum_lrp_stab.translation import Rules, rule_set_of
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
-NonFinite = Literal["warn", "raise", "ignore"]
 
 
 def _attribution(method: _Method) -> _Method:
@@ -36,96 +29,7 @@ def _attribution(method: _Method) -> _Method:
     return log_usage()(method)  # type: ignore[no-any-return]
 
 
-class _Explainer:
-    """What ``LRP`` and ``LayerLRP`` have in common: the arguments and one propagation."""
-
-    model: nn.Module
-
-    def __init__(
-        self,
-        model: nn.Module,
-        rules: Rules = None,
-        *,
-        attention: Attention = "attnlrp",
-        merge_batch_norm: bool = True,
-        strict: bool = False,
-        nonfinite: NonFinite = "warn",
-        optimize: bool = True,
-        cache_bytes: int | None = None,
-    ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}"
-            )
-        if nonfinite not in ("warn", "raise", "ignore"):
-            raise ValueError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
-        GradientAttribution.__init__(self, model)  # Captum's LRP.__init__ checks less than rules_on
-        self.model = model
-        self.attention = attention
-        self.merge_batch_norm = merge_batch_norm
-        self.strict = strict
-        self.nonfinite = nonfinite
-        self.optimize = optimize
-        if cache_bytes is None:
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
-            cache_bytes = int(derived.DEFAULT_SHARE * size)
-        self._store = derived.Derived(cache_bytes)
-        rule_set = rule_set_of(model, rules, **self._options())
-        self._rule_set = None if rules is None else rule_set
-
-    def _options(self) -> dict[str, Any]:
-        return {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}
-
-    def current_rules(self) -> RuleSet:
-        """Return the rule of each operation: those given, or those set on the modules now."""
-        if self._rule_set is None:
-            return rule_set_of(self.model, None, **self._options())
-        return replace(self._rule_set, **self._options())
-
-    def _propagate(
-        self,
-        inputs: Any,
-        target: Any,
-        additional_forward_args: Any,
-        *,
-        probes: tuple[Probe, ...] = (),
-        verbose: bool = False,
-    ) -> Propagation:
-        rule_set = self.current_rules()
-
-        def run(observer: Observer | None, probes: tuple[Probe, ...]) -> Propagation:
-            return propagate(
-                self.model,
-                inputs,
-                target,
-                additional_forward_args,
-                rule_set=rule_set,
-                strict=self.strict,
-                probes=probes,
-                observer=observer,
-                optimize=self.optimize,
-                store=self._store,
-            )
-
-        done = run(None, probes)
-        if verbose:
-            for operation in (o for o in done.operations if o.rule is not None):
-                print(f"Applied {operation.rule} on layer {operation.name}")
-        if self.nonfinite != "ignore" and not done.is_finite:
-            checks.check_parameters(self.model)
-            dtype = coarsest_dtype(self.model, as_tuple(inputs))
-            origin = diagnosing.nonfinite_origin(run, done.operations, dtype)
-            self._report_nonfinite(diagnosing.in_words(origin, dtype))
-        return done
-
-    def _report_nonfinite(self, where: str) -> None:
-        message = f"the relevance is not finite: {where}"
-        if self.nonfinite == "raise":
-            raise NonFiniteRelevanceError(message)
-        warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=4)
-
-
-class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type information
+class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type information
     r"""Layer-wise relevance propagation for any model, in one forward pass.
 
     A subclass of ``captum.attr.LRP`` with its signatures: a script works after changing the import.
@@ -181,6 +85,7 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
         verbose: bool = False,
+        internal_batch_size: int | None = None,
     ) -> Any:
         """Return the relevance of every input feature for the target's score.
 
@@ -192,6 +97,8 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
             additional_forward_args: Further arguments of the model, without relevance.
             return_convergence_delta: Return score minus sum of relevance too.
             verbose: Print which rule each layer gets.
+            internal_batch_size: Run so many samples at a time, which needs less memory; None for
+                all at once. Tensors among the further arguments with N entries are divided too.
 
         Returns:
             Relevance shaped and typed like ``inputs``, and the delta, shape ``(N,)``, if asked for.
@@ -204,14 +111,98 @@ class LRP(_Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type in
             FallbackError: With ``strict=True``, an operation has no LRP rule.
             NonFiniteRelevanceError: With ``nonfinite="raise"``.
         """
-        done = self._propagate(inputs, target, additional_forward_args, verbose=verbose)
+        if internal_batch_size is not None:
+            options = return_convergence_delta, verbose
+            parts = pieces(internal_batch_size, inputs, (target,), additional_forward_args)
+            return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
+        (done,) = self.propagate(inputs, (target,), additional_forward_args, verbose=verbose)
         relevance = _format_output(_is_tuple(inputs), done.relevances)
         if return_convergence_delta:
             return relevance, self.compute_convergence_delta(done.relevances, done.score)
         return relevance
 
+    @_attribution
+    def attribute_many(
+        self,
+        inputs: Any,
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        stabilizers: Sequence[StabilizerLike] | None = None,
+        rules: Sequence[Rules] | None = None,
+        internal_batch_size: int | None = None,
+    ) -> list[Any]:
+        """Return the relevance for several targets, stabilizers or rules, from one forward pass.
 
-class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
+        Each result is what :meth:`attribute` returns. The forward pass, and what the backward
+        passes have in common, is computed once and kept until the last of them: about twice the
+        memory of a single attribution. Rules of the zB kind on another layer than the first need a
+        forward pass for each set of rules.
+
+        Args:
+            inputs: See :meth:`attribute`.
+            targets: One or more, each in any of Captum's forms: ``[3, 5]`` are two targets, and
+                ``[torch.tensor([3, 5])]`` is one, of two samples.
+            additional_forward_args: See :meth:`attribute`.
+            stabilizers: Of every rule, one after the other; None for the rules' own.
+            rules: Name_maps or presets, one after the other; None for those of the explainer.
+            internal_batch_size: See :meth:`attribute`.
+
+        Returns:
+            One relevance for each target, in order. With ``stabilizers`` or ``rules``, for each
+            target a list with one for each of these.
+
+        Raises:
+            InputError: There is no target, stabilizer or set of rules, or both of the last two are
+                given; see also :meth:`attribute`.
+
+        Example:
+            >>> import torch
+            >>> from captum_lrp_stab import LRP, presets, stabilizers
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+            >>> lrp = LRP(model, presets.epsilon())
+            >>> [R.shape for R in lrp.attribute_many(torch.ones(5, 4), targets=[0, 2])]
+            [torch.Size([5, 4]), torch.Size([5, 4])]
+            >>> both = [stabilizers.Signed(1e-6), stabilizers.Clip(1e-6)]
+            >>> ((signed, clipped),) = lrp.attribute_many(
+            ...     torch.ones(5, 4), targets=[0], stabilizers=both
+            ... )
+        """
+        targets = list(targets)
+        variants = self._variants(stabilizers, rules)
+        if not targets:
+            raise InputError("targets is empty; give one or more")
+        if internal_batch_size is not None:
+            parts = pieces(internal_batch_size, inputs, targets, additional_forward_args)
+            given: Any = {"stabilizers": stabilizers, "rules": rules}
+            return list(
+                joined([self.attribute_many(x, some, extra, **given) for x, some, extra in parts])
+            )
+        found = self.propagate(inputs, targets, additional_forward_args, rule_sets=variants)
+        relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
+        by_target = [relevances[index :: len(targets)] for index in range(len(targets))]
+        several = stabilizers is not None or rules is not None
+        return by_target if several else [only for (only,) in by_target]
+
+    def _variants(
+        self, stabilizers: Sequence[StabilizerLike] | None, rules: Sequence[Rules] | None
+    ) -> list[RuleSet]:
+        if stabilizers is not None and rules is not None:
+            raise InputError("both stabilizers and rules are given; give one, or rules with both")
+        if rules is not None:
+            found = [rule_set_of(self.model, one, **self._options()) for one in rules]
+        elif stabilizers is not None:
+            current = self.current_rules()
+            found = [current.changed(_with(stabilizer)) for stabilizer in stabilizers]
+        else:
+            found = [self.current_rules()]
+        if not found:
+            name = "rules" if stabilizers is None else "stabilizers"
+            raise InputError(f"{name} is empty; give one or more, or None")
+        return found
+
+
+class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
     """Relevance of inner layers; see :class:`LRP` and ``captum.attr.LayerLRP``.
 
     Args:
@@ -279,6 +270,7 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
         verbose: bool = False,
+        internal_batch_size: int | None = None,
     ) -> Any:
         """Return the relevance of the layer's output, or input.
 
@@ -289,6 +281,7 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
             return_convergence_delta: Return score minus sum of the layer's relevance too.
             attribute_to_layer_input: Relevance of what goes into the layer instead of its output.
             verbose: See :meth:`LRP.attribute`.
+            internal_batch_size: See :meth:`LRP.attribute`.
 
         Returns:
             A tensor shaped like the layer's output (or input), a tuple where that is one, or a
@@ -298,12 +291,20 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         Raises:
             ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
         """
+        if internal_batch_size is not None:
+            options = return_convergence_delta, attribute_to_layer_input, verbose
+            parts = pieces(internal_batch_size, inputs, (target,), additional_forward_args)
+            return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
         several = self.layer is None or isinstance(self.layer, (list, tuple))
         leaves = dict(leaf_modules(self.model))
         names = list(leaves) if self.layer is None else self._names
         probes = {name: Probe(name, attribute_to_layer_input) for name in names}
-        done = self._propagate(
-            inputs, target, additional_forward_args, probes=tuple(probes.values()), verbose=verbose
+        (done,) = self.propagate(
+            inputs,
+            (target,),
+            additional_forward_args,
+            probes=tuple(probes.values()),
+            verbose=verbose,
         )
         if self.layer is None:
             names = [n for n in names if any(r is not None for r in probes[n].relevances)]
@@ -317,6 +318,10 @@ class LayerLRP(_Explainer, CaptumLayerLRP):  # type: ignore[misc]
         if return_convergence_delta:
             return (results, deltas) if several else (results[0], deltas[0])
         return results if several else results[0]
+
+
+def _with(stabilizer: StabilizerLike) -> Callable[[Rule], Rule]:
+    return lambda rule: rule.with_stabilizer(stabilizer)
 
 
 def _result(probe: Probe, known: Collection[str]) -> Tensor | tuple[Tensor, ...]:

@@ -1,0 +1,54 @@
+"""A batch in smaller ones, one after the other, and their results as one."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab.errors import InputError
+
+
+def pieces(size: int, inputs: Any, targets: Sequence[Any], extra: Any) -> Iterator[Any]:
+    """Yield inputs, targets and further arguments of ``size`` samples at a time.
+
+    Tensors and targets with one entry for each sample are divided, everything else is for all.
+
+    Args:
+        size: Samples in each piece but the last.
+        inputs: A tensor ``(N, ...)`` or a tuple of them.
+        targets: Each in one of Captum's target forms.
+        extra: Further arguments of the model: one, or a tuple of them.
+
+    Raises:
+        InputError: ``size`` is no positive number.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"internal_batch_size is {size!r}; give a number of samples >= 1")
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    count = len(first)
+
+    def part(value: Any, start: int) -> Any:
+        for_each = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+        return value[start : start + size] if for_each else value
+
+    def target_part(target: Any, start: int) -> Any:
+        for_each = isinstance(target, list) and len(target) == count
+        return target[start : start + size] if for_each else part(target, start)
+
+    def parts(values: Any, start: int) -> Any:
+        if isinstance(values, tuple):
+            return tuple(part(value, start) for value in values)
+        return part(values, start)
+
+    for start in range(0, max(count, 1), size):  # an empty batch is one piece
+        chosen = [target_part(target, start) for target in targets]
+        yield parts(inputs, start), chosen, parts(extra, start)
+
+
+def joined(results: Sequence[Any]) -> Any:
+    """Return results of several pieces - tensors ``(n, ...)``, or tuples or lists - as one."""
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(results))
+    return type(first)(joined(items) for items in zip(*results, strict=True))

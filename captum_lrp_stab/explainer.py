@@ -1,0 +1,143 @@
+"""What ``LRP`` and ``LayerLRP`` have in common."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from captum.attr._utils.attribution import GradientAttribution
+from torch import nn
+
+from captum_lrp_stab import checks, derived
+from captum_lrp_stab.diagnosis import nonfinite as diagnosing
+from captum_lrp_stab.errors import (
+    ModelError,
+    NonFiniteRelevanceError,
+    NonFiniteRelevanceWarning,
+)
+from captum_lrp_stab.observation import Observer
+from captum_lrp_stab.probes import Probe
+from captum_lrp_stab.propagation import (
+    Propagation,
+    as_tuple,
+    coarsest_dtype,
+    propagate,
+    propagate_many,
+)
+from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.translation import Rules, rule_set_of
+
+NonFinite = Literal["warn", "raise", "ignore"]
+
+
+class Explainer:
+    """The arguments of ``LRP`` and ``LayerLRP``, and the propagation of relevance under them."""
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Rules = None,
+        *,
+        attention: Attention = "attnlrp",
+        merge_batch_norm: bool = True,
+        strict: bool = False,
+        nonfinite: NonFinite = "warn",
+        optimize: bool = True,
+        cache_bytes: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}"
+            )
+        if nonfinite not in ("warn", "raise", "ignore"):
+            raise ValueError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
+        GradientAttribution.__init__(self, model)  # Captum's LRP.__init__ checks less than rules_on
+        self.model = model
+        self.attention = attention
+        self.merge_batch_norm = merge_batch_norm
+        self.strict = strict
+        self.nonfinite = nonfinite
+        self.optimize = optimize
+        if cache_bytes is None:
+            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            cache_bytes = int(derived.DEFAULT_SHARE * size)
+        self._store = derived.Derived(cache_bytes)
+        rule_set = rule_set_of(model, rules, **self._options())
+        self._rule_set = None if rules is None else rule_set
+
+    def _options(self) -> dict[str, Any]:
+        return {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}
+
+    def current_rules(self) -> RuleSet:
+        """Return the rule of each operation: those given, or those set on the modules now."""
+        if self._rule_set is None:
+            return rule_set_of(self.model, None, **self._options())
+        return replace(self._rule_set, **self._options())
+
+    def propagate(
+        self,
+        inputs: Any,
+        targets: Sequence[Any],
+        additional_forward_args: Any,
+        *,
+        rule_sets: Sequence[RuleSet] = (),
+        probes: tuple[Probe, ...] = (),
+        verbose: bool = False,
+    ) -> list[Propagation]:
+        """Propagate from each target under each set of rules; say so where it is not finite.
+
+        Args:
+            inputs: A tensor ``(N, ...)`` or a tuple of them.
+            targets: One or more in Captum's target forms.
+            additional_forward_args: Further arguments of the model.
+            rule_sets: None for the current rules.
+            probes: Layers whose relevance is wanted too.
+            verbose: Print which rule each layer gets.
+        """
+        chosen = tuple(rule_sets) or (self.current_rules(),)
+        found = propagate_many(
+            self.model,
+            inputs,
+            targets,
+            additional_forward_args,
+            rule_sets=chosen,
+            strict=self.strict,
+            probes=probes,
+            optimize=self.optimize,
+            store=self._store,
+        )
+        if verbose:
+            for operation in (o for o in found[0].operations if o.rule is not None):
+                print(f"Applied {operation.rule} on layer {operation.name}")
+        turns = ((rule_set, target) for rule_set in chosen for target in targets)
+        for (rule_set, target), done in zip(turns, found, strict=True):
+            if self.nonfinite != "ignore" and not done.is_finite:
+                self._report(inputs, target, additional_forward_args, rule_set, done)
+        return found
+
+    def _report(
+        self, inputs: Any, target: Any, extra: Any, rule_set: RuleSet, done: Propagation
+    ) -> None:
+        """Warn that relevance is not finite, or raise, naming the layer where that begins."""
+
+        def run(observer: Observer | None, probes: tuple[Probe, ...]) -> Propagation:
+            return propagate(
+                self.model,
+                inputs,
+                target,
+                extra,
+                rule_set=rule_set,
+                strict=self.strict,
+                probes=probes,
+                observer=observer,
+            )
+
+        checks.check_parameters(self.model)
+        dtype = coarsest_dtype(self.model, as_tuple(inputs))
+        origin = diagnosing.nonfinite_origin(run, done.operations, dtype)
+        message = f"the relevance is not finite: {diagnosing.in_words(origin, dtype)}"
+        if self.nonfinite == "raise":
+            raise NonFiniteRelevanceError(message)
+        warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=5)
