@@ -32,7 +32,7 @@ TRANSPOSED = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Affine(ABC):
     """An affine map with explicit weight and bias."""
 
@@ -82,7 +82,7 @@ class Affine(ABC):
         return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Dense(Affine):
     """A fully connected layer, weight ``(out, in)``, on the last dimension of x."""
 
@@ -121,7 +121,7 @@ class Pad:
         return (*shape[:kept], *padded)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Convolution(Affine):
     """A convolution or transposed convolution over 1 to 3 dimensions, after an optional padding.
 
@@ -212,7 +212,7 @@ def _unread(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AveragePool(Affine):
     """An average pool: output k has the weight ``weight[k]`` on each element of its window."""
 
@@ -247,7 +247,7 @@ class AveragePool(Affine):
         return z if weight is self.weight else z * (weight / self.weight)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scale(Affine):
     """Batch norm in eval mode: ``x * weight + bias`` per channel (dimension 1)."""
 
@@ -269,7 +269,7 @@ class Scale(Affine):
         return values.reshape(1, -1, *(1,) * (x.dim() - 2))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Sum(Affine):
     """The sum of several inputs, stacked along dimension 0 of x, each with the weight 1."""
 

@@ -18,26 +18,29 @@ def check_kind(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}")
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # heavy, and loaded by torch.compile only
     for name, module in model.named_modules():
-        place = _place(name, module)
-        if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-            raise ModelError(
-                f"{place} is a TorchScript module, whose operations cannot be seen; explain the "
-                "model it was scripted or traced from"
-            )
-        if module._compiled_call_impl is not None or (
-            dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-        ):
-            raise ModelError(
-                f"{place} was made by torch.compile, which leaves no operations to see; explain "
-                "the module it was made from (its _orig_mod)"
-            )
-        if "quantized" in type(module).__module__.split("."):
-            raise ModelError(
-                f"{place} is quantized, and integer arithmetic has no relevance; explain the "
-                "floating-point model"
-            )
+        _check_module(name, module)
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # heavy, and loaded by torch.compile only
+    if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise ModelError(
+            f"{_place(name, module)} is a TorchScript module, whose operations cannot be seen; "
+            "explain the model it was scripted or traced from"
+        )
+    if module._compiled_call_impl is not None or (
+        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    ):
+        raise ModelError(
+            f"{_place(name, module)} was made by torch.compile, which leaves no operations to see; "
+            "explain the module it was made from (its _orig_mod)"
+        )
+    if "quantized" in type(module).__module__.split("."):
+        raise ModelError(
+            f"{_place(name, module)} is quantized, and integer arithmetic has no relevance; "
+            "explain the floating-point model"
+        )
 
 
 def check_model(model: nn.Module) -> None:
@@ -47,20 +50,22 @@ def check_model(model: nn.Module) -> None:
         ModelError: See :func:`check_kind`; or a parameter is sparse or nested; or dropout, random
             ReLU or batch norm is in train mode.
     """
-    check_kind(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_nested or tensor.layout != torch.strided:
-            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-            raise ModelError(
-                f"parameter or buffer '{name}' is a {kind} tensor, whose weights no rule can "
-                "split; store it as a dense one, as from to_dense()"
-            )
+    if not isinstance(model, nn.Module):
+        check_kind(model)
+    modules = list(model.named_modules())  # once: it takes longer than the checks
+    for name, module in modules:
+        _check_module(name, module)
     training = []
-    for name, module in model.named_modules():
-        random = isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU))
-        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
-            random = module.dropout > 0
-        if module.training and random and getattr(module, "p", 1.0) != 0:
+    for name, module in modules:
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and (tensor.layout != torch.strided or tensor.is_nested):
+                kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+                place = f"{name}.{key}".removeprefix(".")
+                raise ModelError(
+                    f"parameter or buffer '{place}' is a {kind} tensor, whose weights no rule can "
+                    "split; store it as a dense one, as from to_dense()"
+                )
+        if module.training and _is_random(module):
             training.append(_place(name, module))
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
@@ -68,6 +73,14 @@ def check_model(model: nn.Module) -> None:
             f"{', '.join(training[:3])}{more} in train mode would make the relevance random or "
             "dependent on the batch; call model.eval()"
         )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Return whether a module in train mode draws numbers, or looks at the whole batch."""
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    random = isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU))
+    return random and getattr(module, "p", 1.0) != 0
 
 
 def _place(name: str, module: object) -> str:

@@ -163,13 +163,13 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Affine:
     assert running_mean is not None and running_var is not None
-    scale = torch.rsqrt(running_var.detach() + eps)
-    if weight is not None:
-        scale = scale * weight.detach()
-    shift = -running_mean.detach() * scale
-    if bias is not None:
-        shift = shift + bias.detach()
-    return Scale(scale, shift)
+    with torch.no_grad():
+        scale = torch.rsqrt(running_var + eps)
+        if weight is not None:
+            scale = scale * weight
+        if bias is None:
+            return Scale(scale, -running_mean * scale)
+        return Scale(scale, torch.addcmul(bias, running_mean, scale, value=-1))
 
 
 BUILDERS: dict[Callable[..., Any], Callable[..., Affine]] = {

@@ -69,10 +69,11 @@ class _FactorStep(torch.autograd.Function):
     ) -> Tensor:
         """Return ``g(z)``."""
         y = g(z)
+        if kept is not None:  # g has written over z
+            ctx.mark_dirty(z)
         ctx.save_for_backward(z if kept is None else kept)
-        # where z is about to be written over, y is not an input of what follows: not worth keeping
-        ctx.y = y.detach() if kept is None else None
-        ctx.version, ctx.slope, ctx.g = y._version, slope, g
+        ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
+        ctx.slope, ctx.g = slope, g
         return y
 
     @staticmethod
@@ -86,8 +87,8 @@ class _FactorStep(torch.autograd.Function):
                 "has read it; make that operation out of place"
             ) from error
         y = ctx.y
-        if y is None or y._version != ctx.version:
-            y = ctx.g(z)
+        if y._version != ctx.version:  # written over since
+            y = ctx.g(z.clone() if ctx.in_place else z)
         return activations.scaled(upstream[0], z, y, ctx.slope), None, None, None
 
 
@@ -233,13 +234,17 @@ class GradientForm(Interception):
 
     def handed_down(self, site: Site, x: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of a layer's input, or the relevance."""
-        op = site.op
+        plain = self.optimize and self.observer is None
+        if plain and lean.has_own_weights(site.rule) and site.is_wide(c):
+            op, c = site.affine, site.through_batch_norm(c)
+        else:
+            op = site.op
         z, rectified = site.pre_activation(op, x, c)
         result: Tensor | None = None
         if self.observer is not None:
             result = self.observed(self.observer, site, x, z, c)
-        elif self.optimize:
-            known = lean.Known(site.nonnegative, rectified)
+        elif plain:
+            known = lean.Known(site.nonnegative, rectified or site.is_cut, rectified)
             result = lean.coefficient(site.rule, op, x, z, c, known, self._buffer, site.memo)
         if result is None:
             result = site.rule.coefficient(op, x, z, c)
@@ -274,15 +279,19 @@ class GradientForm(Interception):
         )
         return result
 
-    def activation(
-        self,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
-        return _FactorStep.apply(z, slope, g, kept)  # type: ignore[no-any-return]
+        return _FactorStep.apply(z, slope, g, None)  # type: ignore[no-any-return]
+
+    def activation_in_place(
+        self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
+    ) -> Tensor:
+        """Write ``g(z)`` over ``z`` and return it, with ``g(z) / z`` as backward factor."""
+        if z._is_view():  # a custom function must not write to one
+            return super().activation_in_place(z, slope, g, kept)
+        out: Any = _FactorStep.apply(z, slope, g, kept)
+        out.grad_fn.version = out._version  # which autograd has raised once more
+        return out  # type: ignore[no-any-return]
 
     def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a rectifier as an activation, in place where it is."""

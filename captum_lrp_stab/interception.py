@@ -71,21 +71,27 @@ class Interception(TorchFunctionMode, ABC):
         """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
 
     @abstractmethod
-    def activation(
-        self,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``, connected to ``z`` so that relevance passes unchanged.
 
         Args:
             z: Where it is evaluated.
             slope: Of ``g`` at 0.
             g: The activation, out of place.
-            kept: The values of ``z``, where it is about to be written over.
         """
+
+    def activation_in_place(
+        self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
+    ) -> Tensor:
+        """Write ``g(z)`` over ``z`` and return it, connected as by :meth:`activation`.
+
+        Args:
+            z: Where it is evaluated.
+            slope: Of ``g`` at 0.
+            g: The activation, in place.
+            kept: A copy of ``z``.
+        """
+        return z.copy_(self.activation(z, slope, lambda t: g(t.clone())))
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an activation that is linear on each side of 0."""

@@ -26,14 +26,15 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.kernel import Group, Part, Term, stabilized
-from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.rules import EpsilonRule, GammaRule
 
 
 class Known(NamedTuple):
     """What is known of a layer without looking at it."""
 
     nonnegative: bool = False  # no element of x is negative
-    rectified: bool = False  # z is not negative, and where it is 0 so is the coefficient
+    cut: bool = False  # the coefficient is 0 wherever z is not positive
+    rectified: bool = False  # so it is, and z itself is not negative
 
 
 @dataclass
@@ -87,6 +88,12 @@ def coefficient(
     return layer.proportional(groups)
 
 
+def has_own_weights(rule: Rule) -> bool:
+    """Return whether a rule sends everything through the layer's own weights."""
+    own = type(rule).groups is EpsilonRule.groups and type(rule).stabilize is EpsilonRule.stabilize
+    return own and rule.is_by_messages
+
+
 class _Layer(NamedTuple):
     """One layer on its way through the backward pass."""
 
@@ -108,11 +115,13 @@ class _Layer(NamedTuple):
             return None  # without a stabilizer, denominators of 0 are common
         needs_signs = any(term.part is not Part.ALL for g in groups for term in g.terms)
         nonnegative = needs_signs and (self.known.nonnegative or bool(self.x.amin() >= 0))
+        if self._is_gamma() and not (nonnegative and self.known.cut):
+            return self._gamma(nonnegative)
         total: Tensor | None = None
         previous: Tensor | None = None  # denominators, where the next group's follow from them
         for index, group in enumerate(groups):
             outputs = group.outputs
-            if self.known.rectified and outputs is not Part.ALL:
+            if self.known.cut and outputs is not Part.ALL:
                 if outputs is Part.NEGATIVE:
                     continue
                 outputs = Part.ALL
@@ -122,7 +131,7 @@ class _Layer(NamedTuple):
             else:
                 more = groups[index + 1 : index + 2]
                 followed = bool(more) and more[0].complement is not None
-                keep = followed and not self.known.rectified
+                keep = followed and not self.known.cut
                 d = self._denominators(index, group, terms, previous)
                 previous = d if keep else None
                 values = self._values(index, group, d, outputs, keep)
@@ -231,6 +240,44 @@ class _Layer(NamedTuple):
         zero = torch.zeros((), dtype=mask.dtype, device=mask.device)
         positive, negative = (parts.get(p, zero) for p in (Part.POSITIVE, Part.NEGATIVE))
         return torch.lerp(negative, positive, mask)
+
+    def _is_gamma(self) -> bool:
+        rule, epsilon = self.rule, self.epsilon
+        if type(rule) is not GammaRule or not rule.gamma or not epsilon or self.memo is not None:
+            return False
+        return rule.bias == "scaled" or self.op.bias is None
+
+    def _gamma(self, nonnegative: bool) -> Tensor:
+        r"""Return the coefficient of x under the gamma rule, for values of either sign.
+
+        With :math:`M = \sum_j |x_j w_{jk}| + |b_k|` the denominators of both halves of the rule
+        have one size, :math:`D = (1 + γ/2) |z| + γ/2\, M`, and the weights of both are made of w
+        and :math:`|w|`, so that
+
+        .. math:: c_j = (1 + γ/2) \sum_k w_{jk} \frac{c_k |z_k|}{D_k + ε}
+            + \frac{γ}{2} \mathrm{sign}(x_j) \sum_k |w_{jk}| \frac{c_k z_k}{D_k + ε}.
+        """
+        assert isinstance(self.rule, GammaRule) and self.epsilon is not None
+        op, x, half = self.op, self.x, self.rule.gamma / 2
+        sizes = op.derived(f"{half} |w|", lambda: op.weight.abs().mul_(half))
+        bias = None if op.bias is None else op.bias.abs().mul_(half)
+        signed = like(op.apply(x if nonnegative else x.abs(), sizes, bias), self.z)
+        unsigned = self.buffer.like(self.z)
+        for z, c, s, u in blocks(self.z, self.c, signed, unsigned):
+            torch.abs(z, out=u)
+            u.mul_(1 + half)
+            s.add_(u).add_(self.epsilon)
+            torch.div(c, s, out=s)
+            u.mul_(s)
+            s.mul_(z)
+        total = op.vjp(unsigned, x, op.weight)
+        part = op.vjp(signed, x, sizes)
+        if nonnegative:
+            return total.add_(part)
+        for x_, t, p in blocks(like(x, total), total, like(part, total)):
+            sign = torch.ge(x_, 0, out=torch.empty_like(x_)).mul_(2).sub_(1)
+            t.addcmul_(p, sign)
+        return total
 
     # rules that put constants in the place of the input ------------------------------------------
 

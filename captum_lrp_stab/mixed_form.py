@@ -130,16 +130,10 @@ class MixedForm(GradientForm):
         site.keep(z)
         return _marked(out)
 
-    def activation(
-        self,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``, in the stretch with relevance passing as it is."""
         if not self._below:
-            return super().activation(z, slope, g, kept)
+            return super().activation(z, slope, g)
         with torch.no_grad():
             y = g(z)
         return Step.apply(lambda R: (R,), y, z)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ say what LRP makes of it; an operation of no kind is non-linear as far as this p
 its plain gradient in gradient form, and is listed as a fallback.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -196,15 +196,28 @@ def graph(output: Any, known: set[Any] | None = None) -> Iterator[Any]:
             yield node
 
 
-def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments, in lists, tuples and dicts too."""
-    for value in (*args, *kwargs.values()):
+def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors among the arguments, in lists, tuples and dicts too."""
+    found: list[Tensor] = []
+    _collect(args, found)
+    if kwargs:
+        _collect(kwargs.values(), found)
+    return found
+
+
+_PLAIN = frozenset({bool, float, int, slice, str, type(None), torch.device, torch.dtype})
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
+        elif type(value) in _PLAIN:  # to ask whether it is a Mapping takes longer
+            continue
         elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value, {})
+            _collect(value, found)
         elif isinstance(value, Mapping):
-            yield from tensors_in((), value)
+            _collect(value.values(), found)
 
 
 def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:

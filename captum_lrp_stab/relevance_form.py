@@ -97,13 +97,7 @@ class RelevanceForm(GradientForm):
             self.observer.forward(site.operation, x, z, z)
         return Step.apply(backward, z, site.x)  # type: ignore[no-any-return]
 
-    def activation(
-        self,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``; relevance passes unchanged."""
         with torch.no_grad():
             y = g(z)

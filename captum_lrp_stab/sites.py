@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -99,6 +100,7 @@ class Site:
     z: Tensor | None = None  # an alias of the output's memory
     version: int = 0  # of z, as long as it is the pre-activation where it matters
     rectified: bool = False  # z is what a ReLU made of the output
+    cut_off: bool = False  # an activation that is 0 below 0 reads the output
     _op: Affine | None = None
     readers: int = 0  # operations that read the output
     reads_input: bool = False  # whether x is an input of the model as it is, or only moved
@@ -125,13 +127,29 @@ class Site:
             if self.scale is not None and self.scale.bias is not None:
                 op = self.affine.scaled(self.scale.weight, self.scale.bias)
             assert op is not None  # is_mergeable has been asked
-            self._op = op if self.store is None else replace(op, keep=self._keep)
+            if self.store is not None:
+                place = self.name, self.operation.batch_norm
+                # not a method: the map would hold the site, and the site's tensors, that holds it
+                op.keep = partial(_kept, self.store, place, self.sources)
+            self._op = op
         return self._op
 
-    def _keep(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        assert self.store is not None
-        place = (self.name, self.operation.batch_norm, key)
-        return self.store.get(place, self.sources, make)
+    def is_wide(self, c: Tensor) -> bool:
+        """Return whether a merged layer has more weights than outputs, and its output is kept."""
+        intact = self.z is not None and self.z._version == self.version
+        certain = not self.rectified or self.readers < 2
+        more = self.affine.weight.numel() > c.numel()
+        return more and intact and certain and self.scale is not None
+
+    def through_batch_norm(self, c: Tensor) -> Tensor:
+        """Return the coefficient of what the batch norm reads, which does without merging."""
+        assert self.scale is not None
+        return c * self.affine.offset(self.scale.weight, c)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the coefficient is 0 wherever the output is not positive."""
+        return self.cut_off and self.readers < 2
 
     def keep(self, z: Tensor) -> None:
         """Remember the output, without a copy."""
@@ -185,6 +203,16 @@ class Site:
         if not retains:
             del self.x
             self.z = None
+
+
+def _kept(
+    store: Derived,
+    place: Hashable,
+    sources: tuple[Tensor, ...],
+    key: Hashable,
+    make: Callable[[], Tensor],
+) -> Tensor:
+    return store.get((place, key), sources, make)
 
 
 def current_site(x: Tensor) -> Site | None:

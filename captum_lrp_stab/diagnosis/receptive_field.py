@@ -179,12 +179,6 @@ class _Following(Interception):
         """Raise: rules have no part in this."""
         raise NotImplementedError
 
-    def activation(
-        self,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None = None,
-    ) -> Tensor:
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Raise: rules have no part in this."""
         raise NotImplementedError

@@ -89,7 +89,7 @@ def batch_norm(
         operation.fallback = "its scale or its shift depend on the input"
         return func(*args, **kwargs)
     site = current_site(x)
-    if site is not None and not any(o is site.operation for o in mode.operations):
+    if site is not None and site.turn is not mode.turn:
         site = None  # of an earlier pass
     if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
         scale = describe.of_call(func, args, kwargs)

@@ -133,16 +133,20 @@ def activation(
         return unknown(mode, operation, func, args, kwargs)
     operation.treatment = "passed"
     bounds = activations.bounds_of(func, args, kwargs)
-    kind = gates.of_activation(canonical_name(func), x, bounds)
-    if not operations.writes(func, args, kwargs):
-        out = mode.activation(x, slope, lambda z: func(z, *args[1:], **options))
-        return gates.marked(out, kind)
     site = current_site(x)
+    if site is not None and bounds is not None and bounds[0] == 0:
+        site.cut_off = True
+    kind = gates.of_activation(canonical_name(func), x, bounds)
+
+    def g(z: Tensor) -> Any:
+        return func(z, *args[1:], **options)
+
+    if not operations.writes(func, args, kwargs):
+        return gates.marked(mode.activation(x, slope, g), kind)
     if site is not None:
         site.keep_copy()
     kept = x.detach().clone() if site is None or site.z is None else site.z
-    out = mode.activation(x, slope, lambda z: func(z.clone(), *args[1:], **options), kept)
-    return gates.marked(x.copy_(out), kind)
+    return gates.marked(mode.activation_in_place(x, slope, g, kept), kind)
 
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
