@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.propagation import as_tuple
 
 
 def pieces(size: int, inputs: Any, targets: Sequence[Any], extra: Any) -> Iterator[Any]:
@@ -21,12 +22,25 @@ def pieces(size: int, inputs: Any, targets: Sequence[Any], extra: Any) -> Iterat
         extra: Further arguments of the model: one, or a tuple of them.
 
     Raises:
-        InputError: ``size`` is no positive number.
+        InputError: ``size`` is no positive number, the inputs have different numbers of samples,
+            or a target has an entry for each sample, and there is another number of these.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise InputError(f"internal_batch_size is {size!r}; give a number of samples >= 1")
-    first = inputs[0] if isinstance(inputs, tuple) else inputs
-    count = len(first)
+    xs = as_tuple(inputs)
+    counts = [len(x) if isinstance(x, Tensor) and x.dim() else 0 for x in xs]
+    count = counts[0]
+    if counts != [count] * len(xs):
+        raise InputError(
+            f"internal_batch_size divides the samples, but the inputs have {counts} of them; "
+            "leave it out, or expand the inputs to one number"
+        )
+    for target in targets:
+        several = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
+        if several and len(target) != count:
+            raise InputError(
+                f"target has {len(target)} entries for {count} samples; give one for each"
+            )
 
     def part(value: Any, start: int) -> Any:
         for_each = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count

@@ -1,5 +1,6 @@
 """What ``LRP`` and ``LayerLRP`` have in common."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -140,4 +141,16 @@ class Explainer:
         message = f"the relevance is not finite: {diagnosing.in_words(origin, dtype)}"
         if self.nonfinite == "raise":
             raise NonFiniteRelevanceError(message)
-        warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=5)
+        warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=_level_outside())
+
+
+def _level_outside() -> int:
+    """Return the ``stacklevel`` of the user's line, whatever of Captum lies between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_inside(module: str) -> bool:
+    return module.split(".")[0] in ("captum", "captum_lrp_stab")

@@ -25,12 +25,12 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.lean import Memo
+from captum_lrp_stab.lean import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.rules import ZeroRule
-from captum_lrp_stab.sites import Operation, Site, Turn, count_readers, link
+from captum_lrp_stab.rules import PlainRule
+from captum_lrp_stab.sites import Operation, Site, count_readers, link
 
 Call = Callable[[], Tensor]
 
@@ -50,7 +50,7 @@ class Interception(TorchFunctionMode, ABC):
         self._named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
         self.optimize = True  # take the short ways, where there are some
         self.store: Derived | None = None  # keeps what is made of parameters
-        self.memory: Callable[[], Memo | None] = lambda: None  # of each layer
+        self.has_several = False  # backward passes
         self.places = Places(model)
         self.operations: list[Operation] = []
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
@@ -252,7 +252,7 @@ class Interception(TorchFunctionMode, ABC):
         rules = [rule_set.rule_of(name, layer, reads) for rule_set in self.rule_sets]
         if all(rule is None for rule in rules):
             return ()
-        return tuple(ZeroRule() if rule is None else rule for rule in rules)
+        return tuple(PlainRule() if rule is None else rule for rule in rules)
 
     def site(
         self,
@@ -280,8 +280,12 @@ class Interception(TorchFunctionMode, ABC):
             nonnegative=signs.is_nonnegative(x),
             turn=self.turn,
             store=self.store,
-            memo=self.memory(),
+            memo=self.memory(rules),
         )
+
+    def memory(self, rules: tuple[Rule, ...]) -> Memo | None:
+        """Return what a layer with these rules is to remember, None for nothing."""
+        return Memo(rules, self.turn) if self.has_several and self.optimize else None
 
     def serve(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""

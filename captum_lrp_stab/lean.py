@@ -26,7 +26,7 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.kernel import Group, Part, Term, stabilized
-from captum_lrp_stab.rules import EpsilonRule, GammaRule
+from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZBoxRule
 
 
 class Known(NamedTuple):
@@ -38,15 +38,40 @@ class Known(NamedTuple):
 
 
 @dataclass
+class Turn:
+    """Which variant of a pass is running: they share the forward pass, and have a rule each."""
+
+    variant: int = 0
+
+
+@dataclass
 class Memo:
     """What a layer computed in one backward pass that serves in the next as well.
 
     Args:
-        whole: Keep the factors z / s(d), for passes with the same rules; else the denominators d.
+        rules: Of the layer, one for each variant.
+        turn: The variant that is running.
     """
 
-    whole: bool
-    kept: dict[Hashable, Tensor] = field(default_factory=dict)
+    rules: tuple[Rule, ...]
+    turn: Turn
+    kept: dict[tuple[Hashable, ...], Tensor] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the factors z / s(d) are kept: all passes have one rule. Else it is d alone."""
+        return len(self.rules) == 1
+
+    def keep(self, key: tuple[Hashable, ...], value: Tensor) -> None:
+        """Keep a tensor, and drop those that serve no variant to come.
+
+        Args:
+            key: A formula, and what else the tensor depends on.
+            value: The tensor.
+        """
+        needed = {_formula(rule) for rule in self.rules[self.turn.variant :]}
+        self.kept = {key: value for key, value in self.kept.items() if key[0] in needed}
+        self.kept[key] = value
 
 
 def coefficient(
@@ -83,9 +108,9 @@ def coefficient(
     if any(term.part is Part.NEGATIVE and term.bias is not None for term in terms):
         return None
     layer = _Layer(rule, op, x, z, like(c, z), known, buffer, memo, epsilon)
-    if any(term.constant is not None for term in terms):
-        return layer.direct(groups)
-    return layer.proportional(groups)
+    if type(rule) is ZBoxRule:
+        return layer.box(*groups)
+    return layer.proportional(groups) if rule.proportional else None
 
 
 def has_own_weights(rule: Rule) -> bool:
@@ -279,46 +304,44 @@ class _Layer(NamedTuple):
             t.addcmul_(p, sign)
         return total
 
-    # rules that put constants in the place of the input ------------------------------------------
+    # the rule that puts constants in the place of the input --------------------------------------
 
-    def direct(self, groups: Sequence[Group]) -> Tensor | None:
-        """Return the relevance of x under a rule of one group, with x itself in one term."""
-        (group, *more) = groups
-        own = [term for term in group.terms if term.constant is None]
-        if more or not self.epsilon or len(own) != 1 or own[0].bias is not None:
+    def box(self, group: Group) -> Tensor | None:
+        """Return the relevance of x under the zB rule."""
+        _, low, high = group.terms
+        if not self.epsilon or low.constant is None or high.constant is None:
             return None
-        if not self._is_own([own[0]._replace(bias=self.op.bias)]):
-            return None
-        shift = self._shift(group)
-        d = torch.add(self.z, shift, out=self.buffer.like(self.z))
-        self._write_values(d, group, d, Part.ALL)
-        weights = [term.weight for term in group.terms]
-        total: Tensor | None = None
-        for term, part in zip(group.terms, self.op.vjps(d, self.x, weights), strict=True):
-            total = _added(total, part * term.input(self.x), term.sign * group.share)
-        return total
+        d = self.z
+        if self._recalled(0, whole=True) is None:
+            d = torch.add(self.z, self._shift(low, high), out=self.buffer.like(self.z))
+        values = self._values(0, group, d, Part.ALL, keep=False)
+        assert values is not None  # unless the outputs of one sign alone take part
+        x = self.x
+        # w is the sum of its halves
+        positive, negative = self.op.vjps(values, x, [low.weight, high.weight])
+        return (x - low.constant).mul_(positive).addcmul_(x - high.constant, negative)
 
-    def _shift(self, group: Group) -> Tensor:
-        """Return a group's denominators less the layer's output: its constants, less the bias."""
+    def _shift(self, *terms: Term) -> Tensor:
+        """Return the denominators less the layer's output: those of the constants, and no bias."""
 
         def make() -> Tensor:
             total: Tensor | None = None
-            for t in group.terms:
-                if t.constant is not None:
-                    total = _added(total, self.op.apply(t.constant, t.weight, t.bias), t.sign)
-            assert total is not None  # else the rule would be proportional
+            for t in terms:
+                total = _added(total, self.op.apply(t.input(self.x), t.weight, None), t.sign)
+            assert total is not None
             bias = self.op.bias
             return total if bias is None else total - self.op.offset(bias, self.z)
 
-        given = [_contents(t.constant) for t in group.terms if t.constant is not None]
+        given = [_contents(t.input(self.x)) for t in terms]
         if None in given:
             return make()
-        return self.op.derived((type(self.rule).__name__, *given, self.x.shape[1:]), make)
+        return self.op.derived(("zB", *given, self.x.shape[1:]), make)
 
     # what other passes have computed -------------------------------------------------------------
 
-    def _place(self, index: int) -> Hashable:
-        return _formula(self.rule), index, tuple(self.x.shape[1:])
+    def _place(self, index: int) -> tuple[Hashable, ...]:
+        # what is known of z may differ from target to target
+        return _formula(self.rule), index, self.known
 
     def _recalled(self, index: int, whole: bool) -> Tensor | None:
         if self.memo is None or self.memo.whole != whole:
@@ -327,7 +350,7 @@ class _Layer(NamedTuple):
 
     def _remembered(self, index: int, value: Tensor, whole: bool) -> Tensor:
         if self.memo is not None and self.memo.whole == whole:
-            self.memo.kept[self._place(index)] = value
+            self.memo.keep(self._place(index), value)
         return value
 
 

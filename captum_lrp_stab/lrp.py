@@ -135,9 +135,9 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         """Return the relevance for several targets, stabilizers or rules, from one forward pass.
 
         Each result is what :meth:`attribute` returns. The forward pass, and what the backward
-        passes have in common, is computed once and kept until the last of them: about twice the
-        memory of a single attribution. Rules of the zB kind on another layer than the first need a
-        forward pass for each set of rules.
+        passes have in common, is computed once and kept until the last of them, in up to twice the
+        memory of the activations. A set of rules that names layers otherwise, or has rules of the
+        zB kind on another layer than the first, gets a forward pass of its own.
 
         Args:
             inputs: See :meth:`attribute`.
@@ -168,16 +168,18 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             ...     torch.ones(5, 4), targets=[0], stabilizers=both
             ... )
         """
-        targets = list(targets)
-        variants = self._variants(stabilizers, rules)
-        if not targets:
-            raise InputError("targets is empty; give one or more")
+        targets = _several("targets", targets)
+        if stabilizers is not None:
+            stabilizers = _several("stabilizers", stabilizers)
+        if rules is not None:
+            rules = _several("rules", rules)
         if internal_batch_size is not None:
             parts = pieces(internal_batch_size, inputs, targets, additional_forward_args)
             given: Any = {"stabilizers": stabilizers, "rules": rules}
             return list(
                 joined([self.attribute_many(x, some, extra, **given) for x, some, extra in parts])
             )
+        variants = self._variants(stabilizers, rules)
         found = self.propagate(inputs, targets, additional_forward_args, rule_sets=variants)
         relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
         by_target = [relevances[index :: len(targets)] for index in range(len(targets))]
@@ -190,16 +192,11 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         if stabilizers is not None and rules is not None:
             raise InputError("both stabilizers and rules are given; give one, or rules with both")
         if rules is not None:
-            found = [rule_set_of(self.model, one, **self._options()) for one in rules]
-        elif stabilizers is not None:
-            current = self.current_rules()
-            found = [current.changed(_with(stabilizer)) for stabilizer in stabilizers]
-        else:
-            found = [self.current_rules()]
-        if not found:
-            name = "rules" if stabilizers is None else "stabilizers"
-            raise InputError(f"{name} is empty; give one or more, or None")
-        return found
+            return [rule_set_of(self.model, one, **self._options()) for one in rules]
+        current = self.current_rules()
+        if stabilizers is None:
+            return [current]
+        return [current.changed(_with(stabilizer)) for stabilizer in stabilizers]
 
 
 class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
@@ -311,13 +308,23 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             self.layers = [leaves[name] for name in names]
         known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
         results = [_result(probes[name], known) for name in names]
+        if not return_convergence_delta:
+            return results if several else results[0]
         deltas = [
             self.compute_convergence_delta(r if isinstance(r, tuple) else (r,), done.score)
             for r in results
         ]
-        if return_convergence_delta:
-            return (results, deltas) if several else (results[0], deltas[0])
-        return results if several else results[0]
+        return (results, deltas) if several else (results[0], deltas[0])
+
+
+def _several(name: str, values: Any) -> list[Any]:
+    try:
+        found = list(values)
+    except TypeError as error:
+        raise InputError(f"{name} is {values!r}; give a list of them") from error
+    if not found:
+        raise InputError(f"{name} is empty; give one or more")
+    return found
 
 
 def _with(stabilizer: StabilizerLike) -> Callable[[Rule], Rule]:

@@ -15,11 +15,10 @@ from captum._utils.common import (
 )
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, operations
+from captum_lrp_stab import checks, operations, types
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.lean import Memo
 from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
@@ -124,32 +123,21 @@ def propagate_many(
     Returns:
         For each set of rules, one result for each target.
     """
+    options: Any = {"strict": strict, "form": form, "optimize": optimize, "store": store}
     checks.check_model(model)
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
     arguments = model, xs, additional_forward_args
+    if len(rule_sets) > 1 and not _can_share(model, rule_sets):
+        return _one_by_one(*arguments, targets, rule_sets, options)
     turns = [(v, target) for v in range(len(rule_sets)) for target in targets]
     mode = form(model, *rule_sets)
     done = []
     with torch.inference_mode(False), torch.enable_grad():
         output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
-        if mode.stretch is not None and len(rule_sets) > 1:  # of each its own
-            mode.release()
-            each = (
-                propagate_many(
-                    model,
-                    inputs,
-                    targets,
-                    additional_forward_args,
-                    rule_sets=(one,),
-                    strict=strict,
-                    form=form,
-                    optimize=optimize,
-                    store=store,
-                )
-                for one in rule_sets
-            )
-            return [found for results in each for found in results]
+        if mode.stretch is not None and len(rule_sets) > 1:
+            del mode, output
+            return _one_by_one(*arguments, targets, rule_sets, options)
         if mode.stretch is not None:  # known now, and not before
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
             if observer is not None:
@@ -167,18 +155,38 @@ def propagate_many(
     if optimize and observer is None and not _are_finite(done, probes):
         for probe in probes:
             probe.forget()
-        return propagate_many(
-            model,
-            inputs,
-            targets,
-            additional_forward_args,
-            rule_sets=rule_sets,
-            strict=strict,
-            probes=probes,
-            form=form,
-            optimize=False,
-        )
+        options |= {"rule_sets": rule_sets, "probes": probes, "optimize": False, "store": None}
+        return propagate_many(model, inputs, targets, additional_forward_args, **options)
     return done
+
+
+def _one_by_one(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: Any,
+    targets: Sequence[Any],
+    rule_sets: Sequence[RuleSet],
+    options: Any,
+) -> list[Propagation]:
+    """Propagate under each set of rules after a forward pass of its own."""
+    done: list[Propagation] = []
+    for one in rule_sets:
+        done += propagate_many(model, inputs, targets, extra, rule_sets=(one,), **options)
+    return done
+
+
+def _can_share(model: nn.Module, rule_sets: Sequence[RuleSet]) -> bool:
+    """Return whether the operations of a pass have the same names under each set of rules.
+
+    A rule on a module without a rule-bearing type gives its name to the functional layers in it.
+    """
+    modules = dict(model.named_modules())
+
+    def naming(rule_set: RuleSet) -> frozenset[str]:
+        named = {name: modules[name] for name in rule_set.named if name in modules}
+        return frozenset(n for n, m in named.items() if not isinstance(m, types.RuleBearing))
+
+    return len(set(map(naming, rule_sets))) == 1
 
 
 def _are_finite(done: Iterable[Propagation], probes: Iterable[Probe]) -> bool:
@@ -244,10 +252,7 @@ def _run(
     optimize: bool,
     store: Derived | None,
 ) -> Any:
-    mode.optimize, mode.store = optimize, store
-    if optimize and turns > 1:
-        whole = len(mode.rule_sets) == 1
-        mode.memory = lambda: Memo(whole)
+    mode.optimize, mode.store, mode.has_several = optimize, store, turns > 1
     return _forward(mode, *arguments, probes, observer)
 
 

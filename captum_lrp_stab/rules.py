@@ -87,6 +87,14 @@ class ZeroRule(EpsilonRule):
         super().__init__(epsilon=0.0, stabilizer=stabilizer)
 
 
+class PlainRule(ZeroRule):
+    """LRP-0 by the layer's own gradient, as where there is no rule; for one variant of several."""
+
+    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of the layer itself."""
+        return op.vjp(c, x, op.weight)
+
+
 class GammaRule(Rule):
     r"""Favour positive contributions with the generalized gamma rule.
 

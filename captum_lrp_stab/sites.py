@@ -12,7 +12,7 @@ from captum_lrp_stab import marks
 from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
-from captum_lrp_stab.lean import Memo
+from captum_lrp_stab.lean import Memo, Turn
 
 
 @dataclass(eq=False)
@@ -74,13 +74,6 @@ def link(operations: Sequence[Operation]) -> None:
             else:
                 waiting.extend(previous for previous, _ in node.next_functions)
         operation.reads = tuple(found)
-
-
-@dataclass
-class Turn:
-    """Which variant of a pass is running: they share the forward pass, and have a rule each."""
-
-    variant: int = 0
 
 
 @dataclass(eq=False)

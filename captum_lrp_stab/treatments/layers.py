@@ -99,7 +99,16 @@ def batch_norm(
         operation.batch_norm = name
         operation.ordinals |= site.operation.ordinals
         sources = (*site.sources, *others(args, kwargs))
-        one = replace(site, operation=operation, scale=scale, sources=sources, readers=0, _op=None)
+        memo = mode.memory(site.rules)  # not that of the layer alone
+        one = replace(
+            site,
+            operation=operation,
+            scale=scale,
+            sources=sources,
+            memo=memo,
+            readers=0,
+            _op=None,
+        )
         site.z = None  # another reader of the layer without its batch norm is rare
         return mode.on_merge(one, lambda: func(*args, **kwargs))
     rules = mode.rules_of(name, func, x)
