@@ -39,7 +39,7 @@ def pieces(size: int, inputs: Any, targets: Sequence[Any], extra: Any) -> Iterat
         several = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
         if several and len(target) != count:
             raise InputError(
-                f"target has {len(target)} entries for {count} samples; give one for each"
+                f"target does not fit: {len(target)} entries for {count} samples; give one for each"
             )
 
     def part(value: Any, start: int) -> Any:

@@ -25,7 +25,7 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.lean import Memo, Turn
+from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet

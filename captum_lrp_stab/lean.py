@@ -15,7 +15,6 @@ It computes what ``kernel`` does, up to rounding, for the rules and stabilizers 
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.kernel import Group, Part, Term, stabilized
+from captum_lrp_stab.memo import Memo, formula
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZBoxRule
 
 
@@ -35,43 +35,6 @@ class Known(NamedTuple):
     nonnegative: bool = False  # no element of x is negative
     cut: bool = False  # the coefficient is 0 wherever z is not positive
     rectified: bool = False  # so it is, and z itself is not negative
-
-
-@dataclass
-class Turn:
-    """Which variant of a pass is running: they share the forward pass, and have a rule each."""
-
-    variant: int = 0
-
-
-@dataclass
-class Memo:
-    """What a layer computed in one backward pass that serves in the next as well.
-
-    Args:
-        rules: Of the layer, one for each variant.
-        turn: The variant that is running.
-    """
-
-    rules: tuple[Rule, ...]
-    turn: Turn
-    kept: dict[tuple[Hashable, ...], Tensor] = field(default_factory=dict)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the factors z / s(d) are kept: all passes have one rule. Else it is d alone."""
-        return len(self.rules) == 1
-
-    def keep(self, key: tuple[Hashable, ...], value: Tensor) -> None:
-        """Keep a tensor, and drop those that serve no variant to come.
-
-        Args:
-            key: A formula, and what else the tensor depends on.
-            value: The tensor.
-        """
-        needed = {_formula(rule) for rule in self.rules[self.turn.variant :]}
-        self.kept = {key: value for key, value in self.kept.items() if key[0] in needed}
-        self.kept[key] = value
 
 
 def coefficient(
@@ -268,7 +231,7 @@ class _Layer(NamedTuple):
 
     def _is_gamma(self) -> bool:
         rule, epsilon = self.rule, self.epsilon
-        if type(rule) is not GammaRule or not rule.gamma or not epsilon or self.memo is not None:
+        if type(rule) is not GammaRule or not rule.gamma or not epsilon:
             return False
         return rule.bias == "scaled" or self.op.bias is None
 
@@ -286,14 +249,21 @@ class _Layer(NamedTuple):
         op, x, half = self.op, self.x, self.rule.gamma / 2
         sizes = op.derived(f"{half} |w|", lambda: op.weight.abs().mul_(half))
         bias = None if op.bias is None else op.bias.abs().mul_(half)
-        signed = like(op.apply(x if nonnegative else x.abs(), sizes, bias), self.z)
+        place = (formula(self.rule), "D", self.known)
+        d = None if self.memo is None else self.memo.kept.get(place)
+        if d is None:
+            d = like(op.apply(x if nonnegative else x.abs(), sizes, bias), self.z)
+            for z, d_ in blocks(self.z, d):
+                d_.add_(z.abs(), alpha=1 + half)
+            if self.memo is not None:
+                self.memo.keep(place, d)
+        signed = d if self.memo is None else torch.empty_like(d)
         unsigned = self.buffer.like(self.z)
-        for z, c, s, u in blocks(self.z, self.c, signed, unsigned):
-            torch.abs(z, out=u)
-            u.mul_(1 + half)
-            s.add_(u).add_(self.epsilon)
+        for z, c, d_, s, u in blocks(self.z, self.c, d, signed, unsigned):
+            torch.add(d_, self.epsilon, out=s)
             torch.div(c, s, out=s)
-            u.mul_(s)
+            torch.abs(z, out=u)
+            u.mul_(1 + half).mul_(s)
             s.mul_(z)
         total = op.vjp(unsigned, x, op.weight)
         part = op.vjp(signed, x, sizes)
@@ -341,7 +311,7 @@ class _Layer(NamedTuple):
 
     def _place(self, index: int) -> tuple[Hashable, ...]:
         # what is known of z may differ from target to target
-        return _formula(self.rule), index, self.known
+        return formula(self.rule), index, self.known
 
     def _recalled(self, index: int, whole: bool) -> Tensor | None:
         if self.memo is None or self.memo.whole != whole:
@@ -360,15 +330,6 @@ def _contents(constant: Tensor) -> Hashable:
         return None
     few = constant[tuple(slice(0, 1 if step == 0 else None) for step in constant.stride())]
     return (*few.shape, *few.flatten().tolist()) if few.numel() <= 64 else None
-
-
-def _formula(rule: Rule) -> tuple[Hashable, ...]:
-    """Return what two rules have in common that differ in their stabilizer alone."""
-    if type(rule).__module__ != EpsilonRule.__module__:
-        return (id(rule),)
-    parameters = {k: v for k, v in rule.parameters().items() if k != "stabilizer"}
-    values = (id(v) if isinstance(v, Tensor) else v for v in parameters.values())
-    return type(rule).__name__, *values
 
 
 def _simplified(terms: Sequence[Term], nonnegative: bool) -> Sequence[Term]:

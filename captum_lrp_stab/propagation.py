@@ -139,6 +139,7 @@ def propagate_many(
             del mode, output
             return _one_by_one(*arguments, targets, rule_sets, options)
         if mode.stretch is not None:  # known now, and not before
+            del output  # and its graph, before there is another
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
             if observer is not None:
                 observer.restart()

@@ -12,7 +12,7 @@ from captum_lrp_stab import marks
 from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
-from captum_lrp_stab.lean import Memo, Turn
+from captum_lrp_stab.memo import Memo, Turn
 
 
 @dataclass(eq=False)

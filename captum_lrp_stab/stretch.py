@@ -52,7 +52,8 @@ def stretch_of(planned: Iterable[Operation], sites: Iterable[Site]) -> Stretch |
 
 
 def _why(site: Site) -> str:
+    rule = next(rule for rule in site.rules if not rule.proportional)
     return (
-        f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance that is not "
+        f"{type(rule).__name__} on layer '{site.name}': the rule gives relevance that is not "
         "proportional to the layer's input, so what that input is made of runs in relevance form"
     )
