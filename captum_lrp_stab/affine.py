@@ -10,8 +10,9 @@ Average pools have the weights 1/n, batch norm in eval mode the weights gamma / 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,24 +33,18 @@ TRANSPOSED = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Affine(ABC):
     """An affine map with explicit weight and bias."""
 
     weight: Tensor
     bias: Tensor | None
-    keep: Callable[[Hashable, Callable[[], Tensor]], Tensor] | None = field(
-        default=None, kw_only=True, repr=False
-    )
 
-    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Return what ``make`` gives, or gave before: a tensor that only the parameters decide.
-
-        Args:
-            key: What is made, with all numbers that go into it.
-            make: Makes it.
-        """
-        return make() if self.keep is None else self.keep(key, make)
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """Everything about the map but its weights and biases."""
+        names = (field.name for field in fields(self) if field.name not in ("weight", "bias"))
+        return type(self).__name__, *(getattr(self, name) for name in names)
 
     @abstractmethod
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,7 +77,7 @@ class Affine(ABC):
         return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Dense(Affine):
     """A fully connected layer, weight ``(out, in)``, on the last dimension of x."""
 
@@ -121,7 +116,7 @@ class Pad:
         return (*shape[:kept], *padded)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Convolution(Affine):
     """A convolution or transposed convolution over 1 to 3 dimensions, after an optional padding.
 
@@ -212,7 +207,7 @@ def _unread(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class AveragePool(Affine):
     """An average pool: output k has the weight ``weight[k]`` on each element of its window."""
 
@@ -247,7 +242,7 @@ class AveragePool(Affine):
         return z if weight is self.weight else z * (weight / self.weight)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Scale(Affine):
     """Batch norm in eval mode: ``x * weight + bias`` per channel (dimension 1)."""
 
@@ -269,7 +264,7 @@ class Scale(Affine):
         return values.reshape(1, -1, *(1,) * (x.dim() - 2))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Sum(Affine):
     """The sum of several inputs, stacked along dimension 0 of x, each with the weight 1."""
 

@@ -41,6 +41,9 @@ class Step(torch.autograd.Function):
         return None, None, *ctx.backward_function(upstream[0].detach())
 
 
+_FORMULA = ("coefficient", "groups", "messages", "relevance", "stabilize")
+
+
 class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type information
     """A propagation rule: parameters, a stabilizer, and a formula (``groups``).
 
@@ -76,7 +79,11 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def is_elementwise(self) -> bool:
         """Whether each stabilized denominator depends on its own denominator only."""
         s = self.stabilizer
-        return isinstance(s, stabilizers.Stabilizer) and s.is_elementwise
+        if not self.is_by_messages or not isinstance(s, stabilizers.Stabilizer):
+            return False
+        known = (type(s).stabilize, type(self).stabilize)
+        ours = all(f.__module__.startswith(f"{__package__}.") for f in known)
+        return ours and s.is_elementwise
 
     @property
     def moves_away_from_0(self) -> bool:
@@ -131,6 +138,8 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def is_by_messages(self) -> bool:
         """Whether messages are all there is to the rule: not so if a subclass overrides more."""
         own = type(self)
+        if not vars(self).keys().isdisjoint(_FORMULA):  # methods set on the rule itself
+            return False
         mine = own.relevance, own.coefficient, own.messages
         return mine == (Rule.relevance, Rule.coefficient, Rule.messages)
 

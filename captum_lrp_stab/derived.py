@@ -1,7 +1,8 @@
-"""Tensors made from parameters - ``w + gamma * w.clamp(min=0)``, say - kept from call to call.
+"""Tensors made from a few parameters, kept from call to call: such as the zB rule's constants.
 
-On an accelerator nothing is kept: there it costs less to make such a tensor than to ask whether its
-parameters are still the same.
+Weights derived from a layer's own, such as ``w + gamma * w.clamp(min=0)``, are made anew each time:
+to find out whether all of a layer's weights are still the same, whatever has written to them, takes
+as long.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -12,51 +13,26 @@ from torch import Tensor
 
 DEFAULT_SHARE = 0.25
 """Of the memory of a model's parameters: how much is kept unless the user says otherwise."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a parameter was when something was made from it."""
-
-    alias: Tensor  # holds the memory, so that nothing else can come to lie at its address
-    version: int
-    total: Tensor  # writing by way of ``.data`` leaves the version as it is
-
-    @classmethod
-    def of(cls, parameter: Tensor) -> "_Source":
-        return cls(parameter.detach(), parameter._version, _total(parameter))
-
-    def is_still(self, parameter: Tensor) -> bool:
-        return (
-            self.alias.data_ptr() == parameter.data_ptr()
-            and self.version == parameter._version
-            and self.alias.shape == parameter.shape
-            and self.alias.stride() == parameter.stride()
-            and self.alias.dtype == parameter.dtype
-            and torch.equal(self.total, _total(parameter))
-        )
-
-
-def _total(parameter: Tensor) -> Tensor:
-    """Return a number that a changed parameter does not have, but by an exceptional accident."""
-    return parameter.detach().sum()
+_MANY = 2**17
+"""Elements: with more to compare, nothing is kept."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    sources: tuple[_Source, ...]
+    sources: tuple[Tensor, ...]  # copies
     value: Tensor
 
     @property
     def size(self) -> int:
-        return self.value.numel() * self.value.element_size()
+        return sum(t.numel() * t.element_size() for t in (*self.sources, self.value))
 
 
 class Derived:
-    """A store of tensors made from parameters, each dropped when a parameter of it changes.
+    """A store of tensors made from others, each made again when one of these has other values.
 
-    When it is full nothing more is kept: the layers of a model are visited in the same order by
-    every call, so that making room for the next would lose each just before it is needed.
+    The values themselves are compared, because writing by way of ``.data`` leaves no other trace.
+    When the store is full nothing more is kept: every call visits the layers in the same order, so
+    that making room for one would lose another just before it is needed.
 
     Args:
         limit: Bytes it may hold.
@@ -73,29 +49,37 @@ class Derived:
     @property
     def size(self) -> int:
         """Bytes that are held."""
-        return sum(entry.size for entry in self._entries.values())
+        return sum(entry.size for entry in list(self._entries.values()))
 
     def clear(self) -> None:
         """Drop everything."""
         self._entries.clear()
 
     def get(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """Return what ``make`` gives, or gave for the same key while the sources are unchanged.
+        """Return what ``make`` gives, or gave for the same key and equal sources.
+
+        Nothing is kept on an accelerator, where a comparison would wait for it.
 
         Args:
             key: What is made: the layer, the purpose and all numbers that go into it.
             sources: Tensors it is made from.
             make: Makes it.
         """
-        entries = self._entries
-        entry = entries.get(key)
-        if entry is not None:
-            same = zip(entry.sources, sources, strict=True)
-            if all(source.is_still(tensor) for source, tensor in same):
-                return entry.value
-            entries.pop(key, None)
+        entry = self._entries.get(key)
+        if entry is not None and _are_equal(entry.sources, sources):
+            return entry.value
+        self._entries.pop(key, None)
         value = make()
-        size = value.numel() * value.element_size()
-        if value.device.type == "cpu" and self.size + size <= self.limit:
-            entries[key] = _Entry(tuple(map(_Source.of, sources)), value)
+        few = sum(t.numel() for t in sources) <= _MANY
+        if few and value.device.type == "cpu":
+            made = _Entry(tuple(t.detach().clone() for t in sources), value)
+            if self.size + made.size <= self.limit:
+                self._entries[key] = made
         return value
+
+
+def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(
+        (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+        for a, b in zip(some, others, strict=True)
+    )

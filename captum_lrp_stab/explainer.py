@@ -107,7 +107,7 @@ class Explainer:
             strict=self.strict,
             probes=probes,
             optimize=self.optimize,
-            store=self._store,
+            store=self._store if self.optimize else None,
         )
         if verbose:
             for operation in (o for o in found[0].operations if o.rule is not None):

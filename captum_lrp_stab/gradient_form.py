@@ -122,7 +122,7 @@ class GradientForm(Interception):
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
         self.observer = observer
         self._scale = 1.0  # of what the backward pass carries
-        self._is_last = True  # whether no other backward pass follows
+        self._is_last = False  # not before ours: the model may run one of its own
         self._buffer = Buffer()
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
@@ -245,7 +245,9 @@ class GradientForm(Interception):
             result = self.observed(self.observer, site, x, z, c)
         elif plain:
             known = lean.Known(site.nonnegative, rectified or site.is_cut, rectified)
-            result = lean.coefficient(site.rule, op, x, z, c, known, self._buffer, site.memo)
+            place = site.name, site.operation.batch_norm
+            tools = lean.Tools(self._buffer, site.memo, site.store, place)
+            result = lean.coefficient(site.rule, op, x, z, c, known, tools)
         if result is None:
             result = site.rule.coefficient(op, x, z, c)
         site.release(self.retains)

@@ -12,7 +12,7 @@ subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -133,7 +133,8 @@ class Interception(TorchFunctionMode, ABC):
         self._refuse_randomness(func, kwargs)
         self._refuse_unseen(func, args, kwargs)
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
-        count_readers(given)
+        if operations.canonical_name(func) not in operations.FACTS:
+            count_readers(given)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if not any(made(t) for t in given):
@@ -260,7 +261,6 @@ class Interception(TorchFunctionMode, ABC):
         op: Affine,
         rules: tuple[Rule, ...],
         x: Tensor,
-        sources: Iterable[Tensor],
     ) -> Site:
         """Return the use of a rule-bearing layer.
 
@@ -269,14 +269,12 @@ class Interception(TorchFunctionMode, ABC):
             op: Its map.
             rules: One for each variant.
             x: Its input.
-            sources: Its parameters.
         """
         return Site(
             operation,
             op,
             rules,
             x,
-            sources=tuple(sources),
             nonnegative=signs.is_nonnegative(x),
             turn=self.turn,
             store=self.store,

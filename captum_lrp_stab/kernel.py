@@ -81,7 +81,6 @@ class Group(NamedTuple):
     share: float = 1.0
     outputs: Part = Part.ALL
     one_sign: bool = False  # all contributions have one sign: a sum of 0 is a sum of nothing
-    complement: float | None = None  # these denominators and the group's before add up to this * z
 
 
 def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ It computes what ``kernel`` does, up to rounding, for the rules and stabilizers 
 - no masks: a factor that is finite needs none. Where something is infinite after all, NaN arises,
   and the whole attribution is done again by ``kernel``.
 - values are made in the memory of the denominators or in one buffer that all layers share, a block
-  at a time, so that what is between lies in the cache.
+  at a time, so that what is between stays in the cache.
 - no half of a rule that is empty: for inputs that are not negative, and for outputs that a ReLU has
   cut off.
-- denominators that follow from others are not computed: those of the gamma rule's two halves add
-  up to a multiple of z (``Group.complement``), those of the zB rule are z and a constant.
-- what several backward passes over one forward pass have in common is computed once (``Memo``).
+- no denominators that follow from z: see :meth:`_Layer.gamma` and :meth:`_Layer.box`.
+- what several backward passes over one forward pass have in common is computed once (``memo``).
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,6 +23,7 @@ from captum_lrp_stab import stabilizers
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.kernel import Group, Part, Term, stabilized
 from captum_lrp_stab.memo import Memo, formula
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZBoxRule
@@ -37,15 +37,17 @@ class Known(NamedTuple):
     rectified: bool = False  # so it is, and z itself is not negative
 
 
+class Tools(NamedTuple):
+    """Where a layer makes and keeps tensors."""
+
+    buffer: Buffer
+    memo: Memo | None = None  # for other backward passes, where there are some
+    store: Derived | None = None  # from call to call
+    place: Hashable = ""  # the layer, in the store
+
+
 def coefficient(
-    rule: Rule,
-    op: Affine,
-    x: Tensor,
-    z: Tensor,
-    c: Tensor,
-    known: Known,
-    buffer: Buffer,
-    memo: Memo | None = None,
+    rule: Rule, op: Affine, x: Tensor, z: Tensor, c: Tensor, known: Known, tools: Tools
 ) -> Tensor | None:
     """Return what ``rule.coefficient(op, x, z, c)`` does, None if that must be asked.
 
@@ -56,8 +58,7 @@ def coefficient(
         z: Its output.
         c: The coefficient of ``z``.
         known: Of x and z.
-        buffer: Where values can be made.
-        memo: Of the layer, where there is more than one backward pass.
+        tools: Of the layer.
     """
     if not rule.is_by_messages or {t.dtype for t in (op.weight, x, z)} != {c.dtype}:
         return None
@@ -66,14 +67,19 @@ def coefficient(
     epsilon = rule.signed_epsilon(z.dtype)
     if epsilon is None and not _is_finite_at_0(rule):
         return None
+    layer = _Layer(rule, op, x, z, like(c, z), known, tools, epsilon)
     groups = rule.groups(op, x)
-    terms = [term for group in groups for term in group.terms]
-    if any(term.part is Part.NEGATIVE and term.bias is not None for term in terms):
-        return None
-    layer = _Layer(rule, op, x, z, like(c, z), known, buffer, memo, epsilon)
     if type(rule) is ZBoxRule:
         return layer.box(*groups)
-    return layer.proportional(groups) if rule.proportional else None
+    if not rule.proportional or not all(map(_is_usual, groups)):
+        return None
+    if epsilon == 0 and not all(layer.is_own(group.terms) for group in groups):
+        return None  # without a stabilizer, denominators of 0 are common
+    signs_matter = any(term.part is not Part.ALL for group in groups for term in group.terms)
+    nonnegative = signs_matter and (known.nonnegative or bool(x.amin() >= 0))
+    if layer.has_gamma() and not (nonnegative and known.cut):
+        return layer.gamma(nonnegative)
+    return layer.proportional(groups, nonnegative)
 
 
 def has_own_weights(rule: Rule) -> bool:
@@ -91,43 +97,32 @@ class _Layer(NamedTuple):
     z: Tensor
     c: Tensor
     known: Known
-    buffer: Buffer
-    memo: Memo | None
+    tools: Tools
     epsilon: float | None  # where the stabilizer is d + epsilon sign(d)
 
     # rules that are proportional to the input ----------------------------------------------------
 
-    def proportional(self, groups: Sequence[Group]) -> Tensor | None:
+    def proportional(self, groups: Sequence[Group], nonnegative: bool) -> Tensor:
         """Return the coefficient of x."""
-        if self.epsilon == 0 and not all(self._is_own(group.terms) for group in groups):
-            return None  # without a stabilizer, denominators of 0 are common
-        needs_signs = any(term.part is not Part.ALL for g in groups for term in g.terms)
-        nonnegative = needs_signs and (self.known.nonnegative or bool(self.x.amin() >= 0))
-        if self._is_gamma() and not (nonnegative and self.known.cut):
-            return self._gamma(nonnegative)
         total: Tensor | None = None
-        previous: Tensor | None = None  # denominators, where the next group's follow from them
         for index, group in enumerate(groups):
             outputs = group.outputs
             if self.known.cut and outputs is not Part.ALL:
                 if outputs is Part.NEGATIVE:
                     continue
                 outputs = Part.ALL
-            terms = _simplified(group.terms, nonnegative)
+            terms = _simplified(group.terms) if nonnegative else group.terms
+            if not terms:
+                continue
             if self.epsilon == 0:
-                values: Tensor | None = self._passed(outputs)
+                values = self._passed(outputs)
             else:
-                more = groups[index + 1 : index + 2]
-                followed = bool(more) and more[0].complement is not None
-                keep = followed and not self.known.cut
-                d = self._denominators(index, group, terms, previous)
-                previous = d if keep else None
-                values = self._values(index, group, d, outputs, keep)
+                values = self._values(index, group, terms, outputs)
             if values is not None:
                 total = _added(total, self._sent_down(terms, values), group.share)
         return torch.zeros_like(self.x) if total is None else total
 
-    def _is_own(self, terms: Sequence[Term]) -> bool:
+    def is_own(self, terms: Sequence[Term]) -> bool:
         """Return whether denominators are z."""
         (term, *more) = terms
         own = term.weights is self.op.weight and term.bias is self.op.bias
@@ -137,62 +132,48 @@ class _Layer(NamedTuple):
         """Return c where z is not 0: LRP-0."""
         if self.known.rectified:
             return self.c
-        out = self.buffer.like(self.z)
+        out = self.tools.buffer.like(self.z)
         compare = {Part.ALL: torch.ne, Part.POSITIVE: torch.gt, Part.NEGATIVE: torch.lt}[outputs]
         for z, c, o in blocks(self.z, self.c, out):
             compare(z, 0, out=o)
             o.mul_(c)
-        return None if outputs is Part.NEGATIVE and not _has_values(out) else out
-
-    def _denominators(
-        self, index: int, group: Group, terms: Sequence[Term], previous: Tensor | None
-    ) -> Tensor:
-        if self._is_own(terms):
-            return self.z
-        known = self._recalled(index, whole=False)
-        if known is not None:
-            return known
-        total: Tensor | None = None
-        if previous is not None and group.complement is not None:
-            total = torch.empty_like(previous)
-            for z, p, o in blocks(self.z, previous, total):
-                torch.mul(z, group.complement, out=o)
-                o.sub_(p)
-        else:
-            for term in terms:
-                d = self.op.apply(term.part.of(self.x), term.weight, term.bias)
-                total = _added(total, d, term.sign)
-        assert total is not None  # a group has at least one term
-        return self._remembered(index, like(total, self.z), whole=False)
+        return out if outputs is not Part.NEGATIVE or _has_values(out) else None
 
     def _values(
-        self, index: int, group: Group, d: Tensor, outputs: Part, keep: bool
+        self, index: int, group: Group, terms: Sequence[Term], outputs: Part
     ) -> Tensor | None:
-        """Return ``c z / s(d)``, or None if it is 0 everywhere.
-
-        Args:
-            index: Of the group.
-            group: Whose denominators ``d`` are.
-            d: Overwritten unless it is z, or is to be kept.
-            outputs: Which outputs take part.
-            keep: Whether ``d`` is needed afterwards.
-        """
-        if self.memo is not None and self.memo.whole:
-            factor = self._recalled(index, whole=True)
+        """Return ``c z / s(d)``, or None if it is 0 everywhere."""
+        memo, place = self.tools.memo, self._place(index)
+        if memo is not None and memo.whole:
+            factor = memo.kept.get(place)
             if factor is None:
                 factor = torch.empty_like(self.z)
-                self._write_values(factor, group, d, outputs, weighted=False)
-                self._remembered(index, factor, whole=True)
-            out = torch.mul(factor, self.c, out=self.buffer.like(self.z))
+                self._write(factor, group, self._denominators(terms), outputs, weighted=False)
+                memo.keep(place, factor)
+            out = torch.mul(factor, self.c, out=self.tools.buffer.like(self.z))
             return out if outputs is not Part.NEGATIVE or _has_values(out) else None
-        keep = keep or d is self.z or self.memo is not None
-        out = self.buffer.like(self.z) if keep else d
-        return out if self._write_values(out, group, d, outputs) else None
+        d = None if memo is None else memo.kept.get(place)
+        if d is None:
+            d = self._denominators(terms)
+        if memo is not None and d is not self.z:
+            memo.keep(place, d)
+        out = self.tools.buffer.like(self.z) if d is self.z or memo is not None else d
+        return out if self._write(out, group, d, outputs) else None
 
-    def _write_values(
+    def _denominators(self, terms: Sequence[Term]) -> Tensor:
+        if self.is_own(terms):
+            return self.z
+        total: Tensor | None = None
+        for term in terms:
+            d = self.op.apply(term.part.of(self.x), term.weight, term.bias)
+            total = _added(total, d, term.sign)
+        assert total is not None  # there is a term
+        return like(total, self.z)
+
+    def _write(
         self, out: Tensor, group: Group, d: Tensor, outputs: Part, weighted: bool = True
     ) -> bool:
-        """Write ``c z / s(d)``, or without c, to ``out``; return whether it is 0 everywhere."""
+        """Write ``c z / s(d)``, or without c, to ``out``; return whether it has a value but 0."""
         s = d
         if self.epsilon is None:
             s = stabilized(group, self.op, self.x, d, self.rule.stabilize)
@@ -229,13 +210,20 @@ class _Layer(NamedTuple):
         positive, negative = (parts.get(p, zero) for p in (Part.POSITIVE, Part.NEGATIVE))
         return torch.lerp(negative, positive, mask)
 
-    def _is_gamma(self) -> bool:
-        rule, epsilon = self.rule, self.epsilon
-        if type(rule) is not GammaRule or not rule.gamma or not epsilon:
+    def _place(self, what: Hashable) -> tuple[Hashable, ...]:
+        # what is known of z may differ from target to target
+        return formula(self.rule), what, self.known
+
+    # two rules whose denominators follow from z --------------------------------------------------
+
+    def has_gamma(self) -> bool:
+        """Return whether :meth:`gamma` serves."""
+        rule = self.rule
+        if type(rule) is not GammaRule or not rule.gamma or not self.epsilon:
             return False
         return rule.bias == "scaled" or self.op.bias is None
 
-    def _gamma(self, nonnegative: bool) -> Tensor:
+    def gamma(self, nonnegative: bool) -> Tensor:
         r"""Return the coefficient of x under the gamma rule, for values of either sign.
 
         With :math:`M = \sum_j |x_j w_{jk}| + |b_k|` the denominators of both halves of the rule
@@ -246,19 +234,18 @@ class _Layer(NamedTuple):
             + \frac{γ}{2} \mathrm{sign}(x_j) \sum_k |w_{jk}| \frac{c_k z_k}{D_k + ε}.
         """
         assert isinstance(self.rule, GammaRule) and self.epsilon is not None
-        op, x, half = self.op, self.x, self.rule.gamma / 2
-        sizes = op.derived(f"{half} |w|", lambda: op.weight.abs().mul_(half))
-        bias = None if op.bias is None else op.bias.abs().mul_(half)
-        place = (formula(self.rule), "D", self.known)
-        d = None if self.memo is None else self.memo.kept.get(place)
+        op, x, memo, half = self.op, self.x, self.tools.memo, self.rule.gamma / 2
+        sizes = op.weight.abs().mul_(half)
+        d = None if memo is None else memo.kept.get(self._place("D"))
         if d is None:
+            bias = None if op.bias is None else op.bias.abs().mul_(half)
             d = like(op.apply(x if nonnegative else x.abs(), sizes, bias), self.z)
             for z, d_ in blocks(self.z, d):
                 d_.add_(z.abs(), alpha=1 + half)
-            if self.memo is not None:
-                self.memo.keep(place, d)
-        signed = d if self.memo is None else torch.empty_like(d)
-        unsigned = self.buffer.like(self.z)
+            if memo is not None:
+                memo.keep(self._place("D"), d)
+        signed = d if memo is None else torch.empty_like(d)
+        unsigned = self.tools.buffer.like(self.z)
         for z, c, d_, s, u in blocks(self.z, self.c, d, signed, unsigned):
             torch.add(d_, self.epsilon, out=s)
             torch.div(c, s, out=s)
@@ -269,73 +256,80 @@ class _Layer(NamedTuple):
         part = op.vjp(signed, x, sizes)
         if nonnegative:
             return total.add_(part)
-        for x_, t, p in blocks(like(x, total), total, like(part, total)):
+        total, part = like(total, x), like(part, x)
+        if not is_dense(x):
+            return total.add_(torch.where(x >= 0, part, -part))
+        for x_, t, p in blocks(x, total, part):
             sign = torch.ge(x_, 0, out=torch.empty_like(x_)).mul_(2).sub_(1)
             t.addcmul_(p, sign)
         return total
 
-    # the rule that puts constants in the place of the input --------------------------------------
-
     def box(self, group: Group) -> Tensor | None:
-        """Return the relevance of x under the zB rule."""
-        _, low, high = group.terms
-        if not self.epsilon or low.constant is None or high.constant is None:
-            return None
-        d = self.z
-        if self._recalled(0, whole=True) is None:
-            d = torch.add(self.z, self._shift(low, high), out=self.buffer.like(self.z))
-        values = self._values(0, group, d, Part.ALL, keep=False)
-        assert values is not None  # unless the outputs of one sign alone take part
-        x = self.x
-        # w is the sum of its halves
-        positive, negative = self.op.vjps(values, x, [low.weight, high.weight])
-        return (x - low.constant).mul_(positive).addcmul_(x - high.constant, negative)
+        """Return the relevance of x under the zB rule.
 
-    def _shift(self, *terms: Term) -> Tensor:
-        """Return the denominators less the layer's output: those of the constants, and no bias."""
+        Its denominators are z and what the box's corners give, which is the same for every x; its
+        weights w are the sum of their halves.
+        """
+        _, low, high = group.terms
+        shift = self._shift(group) if self.epsilon else None
+        if shift is None:
+            return None
+        memo, out = self.tools.memo, self.tools.buffer.like(self.z)
+        if memo is None or not memo.whole:
+            self._write(torch.add(self.z, shift, out=out), group, out, Part.ALL)
+        else:
+            factor = memo.kept.get(self._place(0))
+            if factor is None:
+                factor = torch.add(self.z, shift)
+                self._write(factor, group, factor, Part.ALL, weighted=False)
+                memo.keep(self._place(0), factor)
+            torch.mul(factor, self.c, out=out)
+        positive, negative = self.op.vjps(out, self.x, [low.weight, high.weight])
+        relevance = torch.mul(self.x - low.input(self.x), positive)
+        return relevance.addcmul_(self.x - high.input(self.x), negative)
+
+    def _shift(self, group: Group) -> Tensor | None:
+        """Return the zB rule's denominators less z; None where rounding would show."""
+        op, store = self.op, self.tools.store
+        corners = [term for term in group.terms if term.constant is not None]
+        values = [_without_repeats(term.input(self.x)) for term in corners]
 
         def make() -> Tensor:
             total: Tensor | None = None
-            for t in terms:
-                total = _added(total, self.op.apply(t.input(self.x), t.weight, None), t.sign)
+            for term in corners:
+                total = _added(total, op.apply(term.input(self.x), term.weight, None), term.sign)
             assert total is not None
-            bias = self.op.bias
-            return total if bias is None else total - self.op.offset(bias, self.z)
+            if op.bias is None:
+                return total
+            bias = op.offset(op.bias, self.z)
+            # z less a large bias would be rounded off: NaN says so
+            large = bias.abs().amax() > total.abs().amax()
+            return (total - bias).masked_fill_(large, torch.nan)
 
-        given = [_contents(t.input(self.x)) for t in terms]
-        if None in given:
-            return make()
-        return self.op.derived(("zB", *given, self.x.shape[1:]), make)
-
-    # what other passes have computed -------------------------------------------------------------
-
-    def _place(self, index: int) -> tuple[Hashable, ...]:
-        # what is known of z may differ from target to target
-        return formula(self.rule), index, self.known
-
-    def _recalled(self, index: int, whole: bool) -> Tensor | None:
-        if self.memo is None or self.memo.whole != whole:
-            return None
-        return self.memo.kept.get(self._place(index))
-
-    def _remembered(self, index: int, value: Tensor, whole: bool) -> Tensor:
-        if self.memo is not None and self.memo.whole == whole:
-            self.memo.keep(self._place(index), value)
-        return value
+        if store is None:
+            shift = make()
+        else:
+            sources = (op.weight, *values) if op.bias is None else (op.weight, op.bias, *values)
+            key = (self.tools.place, op.geometry, tuple(self.x.shape[1:]))
+            shift = store.get(key, sources, make)
+        return None if bool(shift.flatten()[0].isnan()) else shift
 
 
-def _contents(constant: Tensor) -> Hashable:
-    """Return the values of a constant that repeats a few, None of any other."""
-    if constant.device.type != "cpu":  # asking would wait for the device
-        return None
-    few = constant[tuple(slice(0, 1 if step == 0 else None) for step in constant.stride())]
-    return (*few.shape, *few.flatten().tolist()) if few.numel() <= 64 else None
+def _without_repeats(t: Tensor) -> Tensor:
+    """Return a tensor without the copies that an expansion has made of it."""
+    return t[tuple(slice(0, 1 if step == 0 else None) for step in t.stride())]
 
 
-def _simplified(terms: Sequence[Term], nonnegative: bool) -> Sequence[Term]:
+def _is_usual(group: Group) -> bool:
+    """Return whether the terms of a group are for all inputs, or for those of one sign each."""
+    parts = {term.part for term in group.terms}
+    biased = any(term.part is Part.NEGATIVE and term.bias is not None for term in group.terms)
+    constant = any(term.constant is not None for term in group.terms)
+    return not biased and not constant and (Part.ALL not in parts or len(parts) == 1)
+
+
+def _simplified(terms: Sequence[Term]) -> Sequence[Term]:
     """Return the terms that take part for an input without negative elements."""
-    if not nonnegative:
-        return terms
     return [term._replace(part=Part.ALL) for term in terms if term.part is not Part.NEGATIVE]
 
 
@@ -355,7 +349,7 @@ def _is_finite_at_0(rule: Rule) -> bool:
         return s.floor > 0
     if type(s) in (stabilizers.Signed, stabilizers.Additive, stabilizers.Clip):
         return s.epsilon > 0  # type: ignore[attr-defined, no-any-return]
-    return type(s) is stabilizers.RoundingAware
+    return False
 
 
 def _has_values(t: Tensor) -> bool:

@@ -82,6 +82,16 @@ RANDOM = frozenset(
 _OPERATORS = MIXING | PRODUCTS | QUOTIENTS | {"pow"}
 
 
+FACTS = frozenset(
+    """
+    device dim dtype element_size get_device is_contiguous is_complex is_cpu is_cuda
+    is_floating_point is_leaf itemsize layout nbytes ndim nelement numel requires_grad shape size
+    storage_offset stride
+    """.split()
+)
+"""What tells of a tensor, without its values."""
+
+
 @lru_cache(4096)
 def canonical_name(func: Callable[..., Any]) -> str:
     """Return the operation's name without the marks of in-place and operator spellings.

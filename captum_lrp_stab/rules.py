@@ -139,10 +139,9 @@ class GammaRule(Rule):
             term = (Term(w, b),)
             return Group(term, outputs=Part.POSITIVE), Group(term, outputs=Part.NEGATIVE)
         up, down = _favoured(op, gamma, "+"), _favoured(op, gamma, "-")
-        b_up, b_down, complement = b, b, None if b is not None else 2 + gamma
+        b_up, b_down = b, b
         if b is not None and self.bias == "scaled":
             b_up, b_down = b + gamma * b.clamp(min=0), b + gamma * b.clamp(max=0)
-            complement = 2 + gamma
         return (
             Group(
                 (Term(up, b_up, Part.POSITIVE), Term(down, None, Part.NEGATIVE)),
@@ -151,7 +150,6 @@ class GammaRule(Rule):
             Group(
                 (Term(down, b_down, Part.POSITIVE), Term(up, None, Part.NEGATIVE)),
                 outputs=Part.NEGATIVE,
-                complement=complement,
             ),
         )
 
@@ -417,21 +415,12 @@ Sign = Literal["+", "-"]
 
 def _half(op: Affine, sign: Sign) -> Callable[[], Tensor]:
     """Return what makes the positive or the negative part of a layer's weights."""
-
-    def make() -> Tensor:
-        return op.weight.clamp(min=0) if sign == "+" else op.weight.clamp(max=0)
-
-    return cache(lambda: op.derived(f"w{sign}", make))
+    return cache(lambda: op.weight.clamp(min=0) if sign == "+" else op.weight.clamp(max=0))
 
 
 def _favoured(op: Affine, gamma: float, sign: Sign) -> Callable[[], Tensor]:
     """Return what makes a layer's weights with more of their positive or negative part."""
-
-    def make() -> Tensor:
-        low, high = (0, None) if sign == "+" else (None, 0)
-        return torch.add(op.weight, op.weight.clamp(low, high), alpha=gamma)
-
-    return cache(lambda: op.derived(f"w + {gamma} w{sign}", make))
+    return cache(lambda: torch.add(op.weight, _half(op, sign)(), alpha=gamma))
 
 
 def _non_negative(rule: str, name: str, value: float) -> float:

@@ -5,17 +5,19 @@ pool of such gives none either. Rules that treat inputs by their sign (gamma, z+
 need half the work, and nobody has to look at the values.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from captum_lrp_stab import activations, marks
-from captum_lrp_stab.operations import argument, canonical_name, made, tensors_in
+from captum_lrp_stab.operations import argument, canonical_name, tensors_in
 
 _GIVING = frozenset(
-    "abs absolute exp expit hardsigmoid norm relu sigmoid softmax softmin softplus sqrt square "
-    "vector_norm".split()
+    """
+    abs absolute exp expit hardsigmoid norm relu sigmoid softmax softmin sqrt square vector_norm
+    """.split()
 )
 _KEEPING = frozenset(
     """
@@ -45,21 +47,22 @@ def gives_nonnegative(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     if name in _GIVING:
         return True
     if name in activations.CLAMPS or name == "relu6":
-        low, _ = activations.bounds_of(func, args, kwargs) or (None, None)
-        return isinstance(low, (int, float)) and low >= 0
+        bounds = activations.bounds_of(func, args, kwargs) or (None, None)
+        return all(isinstance(bound, (int, float)) and bound >= 0 for bound in bounds)
     if name not in _KEEPING:
         return False
     if name in _WITH_CONSTANTS:
         numbers = [v for v in (*args, *kwargs.values()) if not isinstance(v, Tensor)]
-        if not all(isinstance(v, (int, float)) and v >= 0 for v in numbers):
+        if not all(isinstance(v, (int, float)) and math.copysign(1.0, v) > 0 for v in numbers):
             return False
     if name == "pad" and (argument(args, kwargs, 3, "value") or 0) < 0:
         return False
-    strict = name in _WITH_CONSTANTS  # elsewhere an integer tensor is an index
-    return all(
-        is_nonnegative(t) or not (strict or t.is_floating_point() or made(t))
-        for t in tensors_in(args, kwargs)
-    )
+    if name.startswith("avg_pool") and (argument(args, kwargs, 6, "divisor_override") or 1) < 0:
+        return False
+    tensors = tensors_in(args, kwargs)
+    if name == "getitem":
+        tensors = tensors[:1]  # the others are indices
+    return all(map(is_nonnegative, tensors))
 
 
 def mark(result: Any) -> None:

@@ -1,9 +1,8 @@
 """Operations of a forward pass, and what the backward pass of a rule-bearing layer needs."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -85,7 +84,6 @@ class Site:
     rules: tuple[Rule, ...]  # one for each variant of a pass
     x: Tensor
     scale: Scale | None = None  # a batch norm that is one layer with it
-    sources: tuple[Tensor, ...] = ()  # the parameters of both
     nonnegative: bool = False  # whether x is known to have no negative element
     turn: Turn = field(default_factory=Turn)
     store: Derived | None = None  # keeps what is made from the parameters
@@ -120,10 +118,6 @@ class Site:
             if self.scale is not None and self.scale.bias is not None:
                 op = self.affine.scaled(self.scale.weight, self.scale.bias)
             assert op is not None  # is_mergeable has been asked
-            if self.store is not None:
-                place = self.name, self.operation.batch_norm
-                # not a method: the map would hold the site, and the site's tensors, that holds it
-                op.keep = partial(_kept, self.store, place, self.sources)
             self._op = op
         return self._op
 
@@ -150,13 +144,14 @@ class Site:
         self.version = self.z._version
         self.rectified = False
 
-    def keep_copy(self) -> None:
-        """Remember a copy of the output, which is about to be written over.
+    def keep_copy(self, output: Tensor) -> Tensor:
+        """Remember and return a copy of the output, which is about to be written over.
 
         It costs less than to compute it again.
         """
-        if self.z is not None:
-            self.keep(self.z.clone())
+        copy = output.detach().clone()
+        self.keep(copy)
+        return copy
 
     def is_output(self, t: Tensor) -> bool:
         """Return whether a tensor lies where the output does."""
@@ -196,16 +191,6 @@ class Site:
         if not retains:
             del self.x
             self.z = None
-
-
-def _kept(
-    store: Derived,
-    place: Hashable,
-    sources: tuple[Tensor, ...],
-    key: Hashable,
-    make: Callable[[], Tensor],
-) -> Tensor:
-    return store.get((place, key), sources, make)
 
 
 def current_site(x: Tensor) -> Site | None:

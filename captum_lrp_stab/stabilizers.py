@@ -41,8 +41,8 @@ class Stabilizer(ABC):
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether each result depends on its own denominator only."""
-        return True
+        """Whether each result is known to depend on its own denominator only."""
+        return False
 
     @abstractmethod
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
@@ -125,11 +125,6 @@ class RootMeanSquare(_EpsilonStabilizer):
         super().__post_init__()
         _check_non_negative("floor", self.floor)
 
-    @property
-    def is_elementwise(self) -> bool:
-        """Whether each result depends on its own denominator only: no, on their mean."""
-        return False
-
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z + epsilon * rms(z) + floor``."""
         floor = effective_epsilon(self, self.floor, z.dtype)
@@ -139,6 +134,11 @@ class RootMeanSquare(_EpsilonStabilizer):
 @dataclass(frozen=True)
 class Additive(_EpsilonStabilizer):
     r"""Add a constant: :math:`z + ε`, the "vanilla" form, with a pole at :math:`z = -ε`."""
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return True
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z + epsilon``."""
@@ -151,6 +151,11 @@ class Clip(_EpsilonStabilizer):
 
     moves_away_from_0 = True
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return True
+
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``sign(z) * max(|z|, epsilon)``, sign(0) = +1."""
         epsilon = effective_epsilon(self, self.epsilon, z.dtype)
@@ -162,6 +167,11 @@ class Identity(Stabilizer):
     """No stabilizer: the bare denominator."""
 
     moves_away_from_0 = True
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return True
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``z``."""
@@ -193,6 +203,11 @@ class RoundingAware(Stabilizer):
         _check_non_negative("factor", self.factor)
         if self.factor == 0:
             raise StabilizerError("factor is 0; give a finite number > 0")
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each result depends on its own denominator only."""
+        return True
 
     def stabilize(self, z: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Return ``sign(z) * max(|z|, factor * u * magnitude)``."""

@@ -1,9 +1,12 @@
 """What tests of many tiny networks share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from captum_lrp_stab import blocks
 
 
 @pytest.fixture
@@ -13,3 +16,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=[None, 7], ids=["whole", "in blocks"])
+def block(request: Any, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Tensors small and large: a block of 7 elements takes the way of millions."""
+    if request.param is not None:
+        monkeypatch.setattr(blocks, "_SIZE", request.param)
+    return request.param  # type: ignore[no-any-return]

@@ -64,7 +64,7 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         operation.ordinals |= padded.operation.ordinals
         padded.operation.is_absorbed = True
     kind = gates.inherited(func, args, kwargs)
-    site = mode.site(operation, op, rules, x, others(args, kwargs))
+    site = mode.site(operation, op, rules, x)
     out = mode.serve(site, lambda: func(*args, **kwargs))
     return gates.marked(out, kind)
 
@@ -98,13 +98,11 @@ def batch_norm(
         operation.name, operation.kind = site.operation.name, site.operation.kind
         operation.batch_norm = name
         operation.ordinals |= site.operation.ordinals
-        sources = (*site.sources, *others(args, kwargs))
         memo = mode.memory(site.rules)  # not that of the layer alone
         one = replace(
             site,
             operation=operation,
             scale=scale,
-            sources=sources,
             memo=memo,
             readers=0,
             _op=None,
@@ -115,7 +113,7 @@ def batch_norm(
     if not rules:
         return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
-    site = mode.site(operation, op, rules, x, others(args, kwargs))
+    site = mode.site(operation, op, rules, x)
     return mode.serve(site, lambda: func(*args, **kwargs))
 
 

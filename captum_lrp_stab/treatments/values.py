@@ -37,7 +37,7 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
     target = operations.written(func, args, kwargs)
     site = None if target is None else current_site(target)
     if site is not None:
-        site.keep_copy()
+        site.keep_copy(target)
     out = mode.mixing(operation, func, args, kwargs)
     gates.note_shift(out, func, args, kwargs)
     return gates.marked(out, kind)
@@ -108,9 +108,11 @@ def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> An
     site, in_place = current_site(x), operations.writes(func, args, kwargs)
     if site is None:
         return mode.rectifier(func, args, kwargs)
-    rectified = func in activations.RECTIFIERS and site.is_elementwise
+    is_relu = func in activations.RECTIFIERS
+    site.cut_off |= is_relu
+    rectified = is_relu and site.is_elementwise
     if in_place and not (rectified and mode.optimize):
-        site.keep_copy()
+        site.keep_copy(x)
     # not so where a probe has put a copy in the output's place, or another operation has read it
     serves = mode.optimize and rectified and (site.is_output(x) if in_place else site.readers < 2)
     out = mode.rectifier(func, args, kwargs)
@@ -143,9 +145,7 @@ def activation(
 
     if not operations.writes(func, args, kwargs):
         return gates.marked(mode.activation(x, slope, g), kind)
-    if site is not None:
-        site.keep_copy()
-    kept = x.detach().clone() if site is None or site.z is None else site.z
+    kept = x.detach().clone() if site is None else site.keep_copy(x)
     return gates.marked(mode.activation_in_place(x, slope, g, kept), kind)
 
 
