@@ -1,7 +1,7 @@
 """What is compared: one model, its inputs and rules, and this package's own run of them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,13 @@ from captum_lrp_stab.comparison.recording import Recording, Uses
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped
-from captum_lrp_stab.propagation import coarsest_dtype, operations_of, propagate
+from captum_lrp_stab.propagation import (
+    Propagation,
+    coarsest_dtype,
+    operations_of,
+    propagate,
+    propagate_many,
+)
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -87,6 +93,24 @@ class Subject:
             for at_input in (False, True)
         )
         return Recording(done.relevances, done.score, outputs, inputs)
+
+    def run_each(self, changes: Sequence[Change]) -> list[Propagation]:
+        """Run under each of several changes of the rules, after one forward pass for all."""
+        subjects = [self.changing(change) for change in changes]
+        rule_sets = [subject.rule_set() for subject in subjects]
+        shared = self.form is GradientForm
+        groups = [rule_sets] if shared else [[one] for one in rule_sets]
+        done: list[Propagation] = []
+        for group in groups:
+            done += propagate_many(
+                self.model,
+                self.inputs,
+                [self.target],
+                self.additional_forward_args,
+                rule_sets=group,
+                form=self.form,
+            )
+        return done
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return the model's output on other inputs."""

@@ -62,7 +62,7 @@ def _telling(rule: Rule, operation: Operation, observer: Observer) -> None:
             result = kernel.relevance(sent, op, x)
         else:
             result = own(op, x, z, R, protected)
-        site, how = Site(operation, op, rule, x), Division.BARE
+        site, how = Site(operation, op, (rule,), x), Division.BARE
         observer.forward(operation, x, z, z)
         observer.backward(
             Passage(operation, (x,), z, R, (result,), how, as_it_is, as_it_is, site, sent)

@@ -29,6 +29,8 @@ from captum_lrp_stab.tables import number, to_text, without_nonfinite
 from captum_lrp_stab.translation import Rules
 
 Parameter = Literal["epsilon", "gamma"]
+_TOGETHER = 8
+"""Values whose attributions share a forward pass: the relevance of all of them is held at once."""
 KNEE = 0.1
 """The difference of direction at which a map counts as another one."""
 
@@ -161,14 +163,16 @@ def sweep(
     ):
         raise InputError("parameter is 'gamma', but no layer has a gamma rule; give epsilon")
     maps, scores = [], []
-    for value in wanted:
-        progress(f"{parameter} {value:g}")
+    for start in range(0, len(wanted), _TOGETHER):
+        together = wanted[start : start + _TOGETHER]
+        for value in together:
+            progress(f"{parameter} {value:g}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an epsilon too small for the dtype
-            done = subject.changing(_setting(parameter, value)).run()
-        flat = [r.double().flatten() for r in done.relevances]
-        maps.append(torch.cat(flat).cpu())
-        scores.append(float(done.score.double().sum()) if done.score is not None else math.nan)
+            found = subject.run_each([_setting(parameter, value) for value in together])
+        for done in found:
+            maps.append(torch.cat([r.double().flatten() for r in done.relevances]).cpu())
+            scores.append(float(done.score.double().sum()))
     first, last = maps[0], maps[-1]
     points = tuple(
         _point(value, relevance, score, first, last)
