@@ -49,6 +49,9 @@ SLOPES: dict[str, float] = {
 }
 """Slope at 0 of every function served whatever its arguments are."""
 
+KEEPING_SIGN = SLOPES.keys() - {"sin", "square"} | {"clamp", "clamp_max", "clamp_min", "hardtanh"}
+"""Functions whose values are 0 or have the sign of their argument, as far as they are served."""
+
 CLAMPS = frozenset("clamp clamp_max clamp_min clip hardtanh".split())
 POWERS = frozenset("float_power pow".split())
 ACTIVATIONS = CLAMPS | POWERS | SLOPES.keys()

@@ -21,7 +21,7 @@ from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage
 from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
-from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.sites import Operation, Site, current_site
 from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.treatments.arguments import first, rest
 
@@ -65,7 +65,12 @@ class _FactorStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor | None
+        ctx: Any,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None,
+        site: Site | None,
     ) -> Tensor:
         """Return ``g(z)``."""
         y = g(z)
@@ -73,7 +78,7 @@ class _FactorStep(torch.autograd.Function):
             ctx.mark_dirty(z)
         ctx.save_for_backward(z if kept is None else kept)
         ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
-        ctx.slope, ctx.g = slope, g
+        ctx.slope, ctx.g, ctx.site = slope, g, site
         return y
 
     @staticmethod
@@ -89,7 +94,12 @@ class _FactorStep(torch.autograd.Function):
         y = ctx.y
         if y._version != ctx.version:  # written over since
             y = ctx.g(z.clone() if ctx.in_place else z)
-        return activations.scaled(upstream[0], z, y, ctx.slope), None, None, None
+        c, site = upstream[0], ctx.site
+        if site is not None and site.readers < 2 and c.shape == y.shape:
+            site.activation = y  # the layer below does the same in fewer steps
+        else:
+            c = activations.scaled(c, z, y, ctx.slope)
+        return c, None, None, None, None
 
 
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
@@ -247,8 +257,10 @@ class GradientForm(Interception):
             known = lean.Known(site.nonnegative, rectified or site.is_cut, rectified)
             place = site.name, site.operation.batch_norm
             tools = lean.Tools(self._buffer, site.memo, site.store, place)
-            result = lean.coefficient(site.rule, op, x, z, c, known, tools)
+            result = lean.coefficient(site.rule, op, x, z, c, known, tools, site.activation)
         if result is None:
+            if site.activation is not None:
+                c = activations.scaled(c, z, site.activation, 0.0)  # of what is 0 no matter
             result = site.rule.coefficient(op, x, z, c)
         site.release(self.retains)
         return result
@@ -283,7 +295,14 @@ class GradientForm(Interception):
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
-        return _FactorStep.apply(z, slope, g, None)  # type: ignore[no-any-return]
+        site = self._layer_of(z)
+        return _FactorStep.apply(z, slope, g, None, site)  # type: ignore[no-any-return]
+
+    def _layer_of(self, z: Tensor) -> Site | None:
+        """Return the layer whose output ``z`` is, if it can do the activation's step too."""
+        plain = type(self) is GradientForm and self.optimize and self.observer is None
+        site = current_site(z) if plain and not self._probes else None
+        return site if site is not None and site.keeps_sign else None
 
     def activation_in_place(
         self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
@@ -291,7 +310,7 @@ class GradientForm(Interception):
         """Write ``g(z)`` over ``z`` and return it, with ``g(z) / z`` as backward factor."""
         if z._is_view():  # a custom function must not write to one
             return super().activation_in_place(z, slope, g, kept)
-        out: Any = _FactorStep.apply(z, slope, g, kept)
+        out: Any = _FactorStep.apply(z, slope, g, kept, self._layer_of(z))
         out.grad_fn.version = out._version  # which autograd has raised once more
         return out  # type: ignore[no-any-return]
 

@@ -133,8 +133,11 @@ class Interception(TorchFunctionMode, ABC):
         self._refuse_randomness(func, kwargs)
         self._refuse_unseen(func, args, kwargs)
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
-        if operations.canonical_name(func) not in operations.FACTS:
+        name = operations.canonical_name(func)
+        if name not in operations.FACTS:
             count_readers(given)
+        if name == "data":  # what is written there leaves no trace
+            marks.drop(args[0], "nonnegative")
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if not any(made(t) for t in given):

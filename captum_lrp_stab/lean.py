@@ -47,9 +47,16 @@ class Tools(NamedTuple):
 
 
 def coefficient(
-    rule: Rule, op: Affine, x: Tensor, z: Tensor, c: Tensor, known: Known, tools: Tools
+    rule: Rule,
+    op: Affine,
+    x: Tensor,
+    z: Tensor,
+    c: Tensor,
+    known: Known,
+    tools: Tools,
+    y: Tensor | None = None,
 ) -> Tensor | None:
-    """Return what ``rule.coefficient(op, x, z, c)`` does, None if that must be asked.
+    r"""Return what ``rule.coefficient(op, x, z, c)`` does, None if that must be asked.
 
     Args:
         rule: The rule.
@@ -59,6 +66,8 @@ def coefficient(
         c: The coefficient of ``z``.
         known: Of x and z.
         tools: Of the layer.
+        y: What an activation makes of z, with its sign, if ``c`` is the coefficient of that:
+            :math:`c\, y / z` is that of z, and the factor becomes :math:`y / s(d)`.
     """
     if not rule.is_by_messages or {t.dtype for t in (op.weight, x, z)} != {c.dtype}:
         return None
@@ -67,11 +76,14 @@ def coefficient(
     epsilon = rule.signed_epsilon(z.dtype)
     if epsilon is None and not _is_finite_at_0(rule):
         return None
-    layer = _Layer(rule, op, x, z, like(c, z), known, tools, epsilon)
+    top = z if y is None else like(y, z)
+    layer = _Layer(rule, op, x, z, top, like(c, z), known, tools, epsilon)
     groups = rule.groups(op, x)
     if type(rule) is ZBoxRule:
         return layer.box(*groups)
     if not rule.proportional or not all(map(_is_usual, groups)):
+        return None
+    if epsilon == 0 and y is not None:
         return None
     if epsilon == 0 and not all(layer.is_own(group.terms) for group in groups):
         return None  # without a stabilizer, denominators of 0 are common
@@ -95,6 +107,7 @@ class _Layer(NamedTuple):
     op: Affine
     x: Tensor
     z: Tensor
+    top: Tensor  # of the factor: z, or what an activation makes of it
     c: Tensor
     known: Known
     tools: Tools
@@ -142,7 +155,7 @@ class _Layer(NamedTuple):
     def _values(
         self, index: int, group: Group, terms: Sequence[Term], outputs: Part
     ) -> Tensor | None:
-        """Return ``c z / s(d)``, or None if it is 0 everywhere."""
+        """Return ``c top / s(d)``, or None if it is 0 everywhere."""
         memo, place = self.tools.memo, self._place(index)
         if memo is not None and memo.whole:
             factor = memo.kept.get(place)
@@ -173,13 +186,13 @@ class _Layer(NamedTuple):
     def _write(
         self, out: Tensor, group: Group, d: Tensor, outputs: Part, weighted: bool = True
     ) -> bool:
-        """Write ``c z / s(d)``, or without c, to ``out``; return whether it has a value but 0."""
+        """Write ``c top / s(d)``, or without c, to ``out``; return whether it has a value but 0."""
         s = d
         if self.epsilon is None:
             s = stabilized(group, self.op, self.x, d, self.rule.stabilize)
         epsilon = torch.full((), self.epsilon or 0.0, dtype=d.dtype, device=d.device)
         some = False
-        for z, c, d_, s_, o in blocks(self.z, self.c, d, s, out):
+        for top, c, d_, s_, o in blocks(self.top, self.c, d, s, out):
             one_sign = torch.ne(d_, 0, out=torch.empty_like(d_)) if group.one_sign else None
             if self.epsilon is None:
                 divisor = s_
@@ -188,8 +201,8 @@ class _Layer(NamedTuple):
             else:
                 divisor = torch.copysign(epsilon, d_).add_(d_)
             if outputs is not Part.ALL:
-                z = z.clamp(min=0) if outputs is Part.POSITIVE else z.clamp(max=0)
-            torch.div(z, divisor, out=o)
+                top = top.clamp(min=0) if outputs is Part.POSITIVE else top.clamp(max=0)
+            torch.div(top, divisor, out=o)
             if one_sign is not None:
                 o.mul_(one_sign)
             if weighted:
@@ -246,12 +259,12 @@ class _Layer(NamedTuple):
                 memo.keep(self._place("D"), d)
         signed = d if memo is None else torch.empty_like(d)
         unsigned = self.tools.buffer.like(self.z)
-        for z, c, d_, s, u in blocks(self.z, self.c, d, signed, unsigned):
+        for top, c, d_, s, u in blocks(self.top, self.c, d, signed, unsigned):
             torch.add(d_, self.epsilon, out=s)
-            torch.div(c, s, out=s)
-            torch.abs(z, out=u)
+            torch.div(top, s, out=s)  # first: c / s may be rounded to 0
+            s.mul_(c)
+            torch.sign(top, out=u)
             u.mul_(1 + half).mul_(s)
-            s.mul_(z)
         total = op.vjp(unsigned, x, op.weight)
         part = op.vjp(signed, x, sizes)
         if nonnegative:

@@ -54,9 +54,9 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             message names the first layer it arose in.
         optimize: Compute what can be left out or put together in fewer steps, which gives the same
             up to rounding; False works out every layer by its rule's formula, to compare with.
-        cache_bytes: How much of what is made of the parameters, such as ``w + gamma * w+``, is kept
-            from call to call, on a CPU; None for a quarter of what the parameters take. It is made
-            again when a parameter has changed.
+        cache_bytes: How much is kept from call to call, on a CPU, of what a few parameters make,
+            such as the zB rule's constants; None for a quarter of what all parameters take. It is
+            made again when one of them has another value.
 
     Raises:
         ModelError: The model is scripted or quantized, or no module.

@@ -23,8 +23,9 @@ def put(t: Tensor, name: str, value: Any) -> None:
 
 def get(t: Tensor, name: str) -> Any:
     """Return the value of a mark, None if there is none or it is stale."""
-    value, version = getattr(t, "_lrp_marks", {}).get(name, (None, -1))
-    return value if version == t._version else None
+    mark = getattr(t, "_lrp_marks", {}).get(name)
+    # one made in inference mode has no version, and no marks
+    return mark[0] if mark is not None and mark[1] == t._version else None
 
 
 def is_stale(t: Tensor, name: str) -> bool:
@@ -39,3 +40,8 @@ def carry(source: Tensor, target: Tensor, without: tuple[str, ...] = ()) -> None
         value = get(source, name)
         if value is not None and name not in without:
             put(target, name, value)
+
+
+def drop(t: Tensor, name: str) -> None:
+    """Forget a mark."""
+    vars(t).get("_lrp_marks", {}).pop(name, None)

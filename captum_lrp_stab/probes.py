@@ -92,6 +92,10 @@ class Probes:
         """Yield the probes."""
         return iter(self._by_place.values())
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._by_place)
+
     def entering(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return what a layer gets in place of its arguments."""
         probe = self._by_place.get((name, True))

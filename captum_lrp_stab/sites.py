@@ -92,6 +92,8 @@ class Site:
     version: int = 0  # of z, as long as it is the pre-activation where it matters
     rectified: bool = False  # z is what a ReLU made of the output
     cut_off: bool = False  # an activation that is 0 below 0 reads the output
+    keeps_sign: bool = False  # an activation that keeps the sign of the output reads it
+    activation: Tensor | None = None  # its values, where c is still that of the activation
     _op: Affine | None = None
     readers: int = 0  # operations that read the output
     reads_input: bool = False  # whether x is an input of the model as it is, or only moved
@@ -187,7 +189,7 @@ class Site:
         Args:
             retains: Keep those that another backward pass needs.
         """
-        self._op = None
+        self._op = self.activation = None
         if not retains:
             del self.x
             self.z = None

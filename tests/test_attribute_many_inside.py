@@ -21,13 +21,14 @@ from captum_lrp_stab import (
 )
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Part, Term
-from captum_lrp_stab.sites import Turn
+from captum_lrp_stab.memo import Memo, Turn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 VECTORS = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 BOX = (-6.0, 6.0)
+GAMMA = [(["3", "6"], GammaRule, {})]
 SHARED = [presets.epsilon(0.1), presets.epsilon_gamma_box(*BOX), presets.epsilon_alpha2_beta1()]
 
 
@@ -77,16 +78,18 @@ def test_finds_a_memo_that_gives_another_tensor(monkeypatch, given) -> None:
         assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
 
 
-def test_finds_a_memo_of_which_something_is_written_over(monkeypatch) -> None:
-    recalled = lean._Layer._recalled
+@pytest.mark.parametrize("given", [{"own": SHARED[0]}, {"own": GAMMA}, {"rules": [GAMMA] * 2}])
+def test_finds_a_memo_of_which_something_is_written_over(monkeypatch, given) -> None:
+    assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
+    keep = Memo.keep
 
-    def worn(self, index, whole):
-        value = recalled(self, index, whole)
-        return None if value is None else value.mul_(1.5)
+    def worn(self, key, value):
+        keep(self, key, value)
+        self.kept[key] = value * 1.5  # to the next pass; this one has its own
 
-    monkeypatch.setattr(lean._Layer, "_recalled", worn)
+    monkeypatch.setattr(Memo, "keep", worn)
     with pytest.raises(AssertionError):
-        assert_as_one_by_one(build(cnn), IMAGES, [0, 1], own=SHARED[0])
+        assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
 
 
 def test_finds_a_target_that_is_always_the_first(monkeypatch) -> None:

@@ -22,9 +22,11 @@ from captum_lrp_stab import (
     ZPlusRule,
     lean,
     presets,
+    stabilizers,
 )
 from captum_lrp_stab.errors import NonFiniteRelevanceWarning
 
+CLIP = stabilizers.Clip(0.1)
 USERS: dict[str, Any] = {
     "stabilize": ways.OwnStabilize,
     "groups": ways.OwnGroups,
@@ -137,10 +139,6 @@ WRITTEN_AFTER = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Site.keep_copy copies the rectified values and calls them the pre-activation",
-)
 @pytest.mark.parametrize("name", WRITTEN_AFTER)
 def test_a_pre_activation_written_over_after_its_relu(name) -> None:
     assert_agree(
@@ -169,18 +167,11 @@ def test_a_pre_activation_that_is_returned(target) -> None:
 
 @pytest.mark.parametrize("name", USERS)
 @pytest.mark.parametrize("step", ["plain", "rectified"])
-def test_a_users_rule(name, step, request) -> None:
-    if name in ("coefficient", "messages") and step == "rectified":
-        reason = "Rule.is_elementwise is true though coefficient or messages see all of z"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_users_rule(name, step) -> None:
     model = steps((lambda s, z: z.relu()) if step == "rectified" else (lambda s, z: s.inner(z)))
     assert_agree(model, ways.everywhere(USERS[name], "first"), ROWS)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Stabilizer.is_elementwise is true unless overridden, so z is taken from after the relu",
-)
 def test_a_users_stabilizer_that_sees_all_of_z() -> None:
     rules = ways.everywhere(EpsilonRule, "first", stabilizer=ways.MeanStabilizer())
     assert_agree(steps(lambda s, z: z.relu()), rules, ROWS)
@@ -193,13 +184,7 @@ def test_a_callable_that_sees_all_of_z() -> None:
 
 @pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("rule", [ways.BySign, ways.Favouring])
-def test_a_users_terms_by_sign(rule, rectified, request) -> None:
-    reason = {
-        (ways.BySign, True): "a group without terms is unpacked",
-        (ways.Favouring, False): "terms of one sign are left out beside a term of all inputs",
-    }.get((rule, rectified))
-    if reason is not None:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_users_terms_by_sign(rule, rectified) -> None:
     model = steps(lambda s, z: s.inner(z.relu() if rectified else z))
     assert_agree(model, ways.everywhere(rule, "inner"), ROWS)
 
@@ -208,14 +193,17 @@ def test_a_users_terms_by_sign(rule, rectified, request) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claims", "step", "rule"),
+    ("claims", "step", "rule", "parameters"),
     [
-        ((True, False), lambda s, z: s.inner(z), GammaRule),
-        ((False, True), lambda s, z: z.relu() + z, GammaRule),
+        ((True, False, False), lambda s, z: s.inner(z), GammaRule, {}),
+        ((True, False, False), lambda s, z: s.inner(z), AlphaBetaRule, {}),
+        ((False, True, False), lambda s, z: z.relu() + z, GammaRule, {"stabilizer": CLIP}),
+        ((False, True, True), lambda s, z: z.relu() + z, EpsilonRule, {"epsilon": 0.1}),
+        ((False, True, True), lambda s, z: z.relu() + z, ZeroRule, {"stabilizer": 0.1}),
     ],
 )
-def test_what_is_not_so_changes_the_result(claims, step, rule, monkeypatch) -> None:
-    model, rules = steps(step), ways.everywhere(rule)
+def test_what_is_not_so_changes_the_result(claims, step, rule, parameters, monkeypatch) -> None:
+    model, rules = steps(step), ways.everywhere(rule, **parameters)
     truth = lean.Known
     short, long = both(model, rules, ROWS)
     assert distance(short, long) <= 1e-13

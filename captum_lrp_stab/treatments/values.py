@@ -136,8 +136,9 @@ def activation(
     operation.treatment = "passed"
     bounds = activations.bounds_of(func, args, kwargs)
     site = current_site(x)
-    if site is not None and bounds is not None and bounds[0] == 0:
-        site.cut_off = True
+    if site is not None:
+        site.cut_off |= bounds is not None and bounds[0] == 0
+        site.keeps_sign = canonical_name(func) in activations.KEEPING_SIGN
     kind = gates.of_activation(canonical_name(func), x, bounds)
 
     def g(z: Tensor) -> Any:
