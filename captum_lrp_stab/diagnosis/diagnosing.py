@@ -54,7 +54,8 @@ def diagnose(
         target: The output to explain.
         rules: A name_map, a preset, or None for the rules set on the modules.
         form: How relevance is carried, one of ``forms.NAMES``: ``"gradient"`` (as :class:`LRP`
-            with ``optimize=False``: each layer by its rule's formula), ``"relevance"`` (as zennit) or ``"modified-forward"``; or one that
+            with ``optimize=False``: each layer by its rule's formula), ``"relevance"`` (as zennit)
+            or ``"modified-forward"``; or one that
             :func:`captum_lrp_stab.forms.form_of` returns; or ``"stock"``: the same rules under
             stock ``captum.attr.LRP``, on a copy of the model.
         stabilizer: Takes the place of every rule's stabilizer.
