@@ -308,7 +308,8 @@ class GradientForm(Interception):
         self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
     ) -> Tensor:
         """Write ``g(z)`` over ``z`` and return it, with ``g(z) / z`` as backward factor."""
-        if z._is_view():  # a custom function must not write to one
+        # a custom function must not write to a view; other forms have activations of their own
+        if z._is_view() or type(self) is not GradientForm:
             return super().activation_in_place(z, slope, g, kept)
         out: Any = _FactorStep.apply(z, slope, g, kept, self._layer_of(z))
         out.grad_fn.version = out._version  # which autograd has raised once more
