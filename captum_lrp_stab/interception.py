@@ -91,7 +91,8 @@ class Interception(TorchFunctionMode, ABC):
             g: The activation, in place.
             kept: A copy of ``z``.
         """
-        return z.copy_(self.activation(z, slope, lambda t: g(t.clone())))
+        # of a copy, which the backward pass may look at when z has other values
+        return z.copy_(self.activation(z.clone(), slope, lambda t: g(t.clone())))
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run an activation that is linear on each side of 0."""
