@@ -98,6 +98,27 @@ def test_several_inputs(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", NAMES)
+@pytest.mark.parametrize("make", [nn.ReLU6, nn.SiLU, nn.ELU, nn.ReLU])
+def test_activations_that_write_over_their_input(form: str, make: type[nn.Module]) -> None:
+    def network(inplace: bool) -> nn.Module:
+        return networks.build(
+            lambda: nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                make(inplace=inplace),
+                nn.Conv2d(4, 2, 2),
+                make(inplace=inplace),
+                nn.Flatten(),
+                nn.Linear(50, 3),
+            )
+        )
+
+    x = 5 * random_input(2, 3, 8, 8)
+    done, expected = (run(network(inplace), x, form) for inplace in (True, False))
+    assert expected.relevances[0].abs().max() > 0
+    torch.testing.assert_close(done.relevances[0], expected.relevances[0])
+
+
+@pytest.mark.parametrize("form", NAMES)
 def test_layers_in_between_can_be_probed(form: str) -> None:
     model = networks.build(networks.cnn)
     x = random_input(2, 3, 8, 8)
