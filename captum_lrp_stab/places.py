@@ -52,7 +52,8 @@ class Places:
                 handle.remove()
 
     def _entering(self, name: str, on_input: OnInput) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        # another thread may meet the hook while it is being removed, when torch gives no kwargs
+        def hook(module: nn.Module, args: Any, kwargs: Any = None) -> Any:
             if threading.get_ident() != self._thread:
                 return None
             self._frames.append((name, Counter()))
