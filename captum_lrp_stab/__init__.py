@@ -5,17 +5,15 @@ from captum_lrp_stab._version import __version__
 from captum_lrp_stab.attachment import attach_rules
 from captum_lrp_stab.comparison import compare
 from captum_lrp_stab.diagnosis.diagnosing import diagnose
+from captum_lrp_stab.input_rules import FlatRule, WSquareRule, ZBoxRule
 from captum_lrp_stab.layer_filter import LayerFilter
 from captum_lrp_stab.lrp import LRP, LayerLRP
 from captum_lrp_stab.planning import plan
 from captum_lrp_stab.rules import (
     AlphaBetaRule,
     EpsilonRule,
-    FlatRule,
     GammaRule,
     PassRule,
-    WSquareRule,
-    ZBoxRule,
     ZeroRule,
     ZPlusRule,
 )

@@ -105,11 +105,6 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         """
         return stabilizers.apply(self.stabilizer, z, magnitude)
 
-    def signed_epsilon(self, dtype: torch.dtype) -> float | None:
-        """Return e where denominators become ``d + e * sign(d)``, None elsewhere."""
-        own = type(self).stabilize is Rule.stabilize
-        return stabilizers.signed_epsilon(self.stabilizer, dtype) if own else None
-
     def relevance(
         self, op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False
     ) -> Tensor:

@@ -51,10 +51,6 @@ class Derived:
         """Bytes that are held."""
         return sum(entry.size for entry in list(self._entries.values()))
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self._entries.clear()
-
     def get(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
         """Return what ``make`` gives, or gave for the same key and equal sources.
 

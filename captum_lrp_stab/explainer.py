@@ -77,7 +77,7 @@ class Explainer:
             return rule_set_of(self.model, None, **self._options())
         return replace(self._rule_set, **self._options())
 
-    def propagate(
+    def _propagate(
         self,
         inputs: Any,
         targets: Sequence[Any],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab import describe, marks, operations, signs, surrogates, ties, treatments, types
-from captum_lrp_stab.affine import Affine
+from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError, RuleError
@@ -29,10 +29,18 @@ from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.rules import PlainRule
+from captum_lrp_stab.rules import ZeroRule
 from captum_lrp_stab.sites import Operation, Site, count_readers, link
 
 Call = Callable[[], Tensor]
+
+
+class _PlainRule(ZeroRule):
+    """LRP-0 by the layer's own gradient, as where there is no rule; for one variant of several."""
+
+    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of the layer itself."""
+        return op.vjp(c, x, op.weight)
 
 
 class Interception(TorchFunctionMode, ABC):
@@ -257,7 +265,7 @@ class Interception(TorchFunctionMode, ABC):
         rules = [rule_set.rule_of(name, layer, reads) for rule_set in self.rule_sets]
         if all(rule is None for rule in rules):
             return ()
-        return tuple(PlainRule() if rule is None else rule for rule in rules)
+        return tuple(_PlainRule() if rule is None else rule for rule in rules)
 
     def site(
         self,
@@ -265,6 +273,7 @@ class Interception(TorchFunctionMode, ABC):
         op: Affine,
         rules: tuple[Rule, ...],
         x: Tensor,
+        scale: Scale | None = None,
     ) -> Site:
         """Return the use of a rule-bearing layer.
 
@@ -273,21 +282,20 @@ class Interception(TorchFunctionMode, ABC):
             op: Its map.
             rules: One for each variant.
             x: Its input.
+            scale: A batch norm that is one layer with it.
         """
+        several = self.has_several and self.optimize
         return Site(
             operation,
             op,
             rules,
             x,
+            scale,
             nonnegative=signs.is_nonnegative(x),
             turn=self.turn,
             store=self.store,
-            memo=self.memory(rules),
+            memo=Memo(rules, self.turn) if several else None,
         )
-
-    def memory(self, rules: tuple[Rule, ...]) -> Memo | None:
-        """Return what a layer with these rules is to remember, None for nothing."""
-        return Memo(rules, self.turn) if self.has_several and self.optimize else None
 
     def serve(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""

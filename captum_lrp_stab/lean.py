@@ -24,9 +24,10 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
+from captum_lrp_stab.input_rules import ZBoxRule
 from captum_lrp_stab.kernel import Group, Part, Term, stabilized
-from captum_lrp_stab.memo import Memo, formula
-from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZBoxRule
+from captum_lrp_stab.memo import Memo
+from captum_lrp_stab.rules import EpsilonRule, GammaRule
 
 
 class Known(NamedTuple):
@@ -73,7 +74,7 @@ def coefficient(
         return None
     if not is_dense(z) or z.shape != c.shape or not (z.numel() and x.numel()):
         return None
-    epsilon = rule.signed_epsilon(z.dtype)
+    epsilon = _signed_epsilon(rule, z.dtype)
     if epsilon is None and not _is_finite_at_0(rule):
         return None
     top = z if y is None else like(y, z)
@@ -156,7 +157,8 @@ class _Layer(NamedTuple):
         self, index: int, group: Group, terms: Sequence[Term], outputs: Part
     ) -> Tensor | None:
         """Return ``c top / s(d)``, or None if it is 0 everywhere."""
-        memo, place = self.tools.memo, self._place(index)
+        memo = self.tools.memo
+        place = () if memo is None else self._place(memo, index)
         if memo is not None and memo.whole:
             factor = memo.kept.get(place)
             if factor is None:
@@ -223,9 +225,9 @@ class _Layer(NamedTuple):
         positive, negative = (parts.get(p, zero) for p in (Part.POSITIVE, Part.NEGATIVE))
         return torch.lerp(negative, positive, mask)
 
-    def _place(self, what: Hashable) -> tuple[Hashable, ...]:
+    def _place(self, memo: Memo, what: Hashable) -> tuple[Hashable, ...]:
         # what is known of z may differ from target to target
-        return formula(self.rule), what, self.known
+        return memo.formula, what, self.known
 
     # two rules whose denominators follow from z --------------------------------------------------
 
@@ -249,14 +251,14 @@ class _Layer(NamedTuple):
         assert isinstance(self.rule, GammaRule) and self.epsilon is not None
         op, x, memo, half = self.op, self.x, self.tools.memo, self.rule.gamma / 2
         sizes = op.weight.abs().mul_(half)
-        d = None if memo is None else memo.kept.get(self._place("D"))
+        d = None if memo is None else memo.kept.get(self._place(memo, "D"))
         if d is None:
             bias = None if op.bias is None else op.bias.abs().mul_(half)
             d = like(op.apply(x if nonnegative else x.abs(), sizes, bias), self.z)
             for z, d_ in blocks(self.z, d):
                 d_.add_(z.abs(), alpha=1 + half)
             if memo is not None:
-                memo.keep(self._place("D"), d)
+                memo.keep(self._place(memo, "D"), d)
         signed = d if memo is None else torch.empty_like(d)
         unsigned = self.tools.buffer.like(self.z)
         for top, c, d_, s, u in blocks(self.top, self.c, d, signed, unsigned):
@@ -291,11 +293,11 @@ class _Layer(NamedTuple):
         if memo is None or not memo.whole:
             self._write(torch.add(self.z, shift, out=out), group, out, Part.ALL)
         else:
-            factor = memo.kept.get(self._place(0))
+            factor = memo.kept.get(self._place(memo, 0))
             if factor is None:
                 factor = torch.add(self.z, shift)
                 self._write(factor, group, factor, Part.ALL, weighted=False)
-                memo.keep(self._place(0), factor)
+                memo.keep(self._place(memo, 0), factor)
             torch.mul(factor, self.c, out=out)
         positive, negative = self.op.vjps(out, self.x, [low.weight, high.weight])
         relevance = torch.mul(self.x - low.input(self.x), positive)
@@ -351,6 +353,17 @@ def _added(total: Tensor | None, part: Tensor, factor: float) -> Tensor:
     if total is not None:
         return total.add_(part, alpha=factor)
     return part if factor == 1 else part.mul_(factor)
+
+
+def _signed_epsilon(rule: Rule, dtype: torch.dtype) -> float | None:
+    """Return e where a rule's denominators become ``d + e * sign(d)``, None elsewhere."""
+    epsilon = stabilizers.signed_epsilon(rule.stabilizer, dtype)
+    if type(rule).stabilize is Rule.stabilize or epsilon is None:
+        return epsilon
+    if type(rule).stabilize is EpsilonRule.stabilize and isinstance(rule, EpsilonRule):
+        own = stabilizers.signed_epsilon(rule.shift, dtype)
+        return None if own is None else own + epsilon
+    return None
 
 
 def _is_finite_at_0(rule: Rule) -> bool:

@@ -115,7 +115,7 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             options = return_convergence_delta, verbose
             parts = pieces(internal_batch_size, inputs, (target,), additional_forward_args)
             return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
-        (done,) = self.propagate(inputs, (target,), additional_forward_args, verbose=verbose)
+        (done,) = self._propagate(inputs, (target,), additional_forward_args, verbose=verbose)
         relevance = _format_output(_is_tuple(inputs), done.relevances)
         if return_convergence_delta:
             return relevance, self.compute_convergence_delta(done.relevances, done.score)
@@ -180,7 +180,7 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
                 joined([self.attribute_many(x, some, extra, **given) for x, some, extra in parts])
             )
         variants = self._variants(stabilizers, rules)
-        found = self.propagate(inputs, targets, additional_forward_args, rule_sets=variants)
+        found = self._propagate(inputs, targets, additional_forward_args, rule_sets=variants)
         relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
         by_target = [relevances[index :: len(targets)] for index in range(len(targets))]
         several = stabilizers is not None or rules is not None
@@ -296,7 +296,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         leaves = dict(leaf_modules(self.model))
         names = list(leaves) if self.layer is None else self._names
         probes = {name: Probe(name, attribute_to_layer_input) for name in names}
-        (done,) = self.propagate(
+        (done,) = self._propagate(
             inputs,
             (target,),
             additional_forward_args,

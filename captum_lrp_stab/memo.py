@@ -29,10 +29,18 @@ class Memo:
     turn: Turn
     kept: dict[tuple[Hashable, ...], Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._formulas = [_formula(rule) for rule in self.rules]
+
     @property
     def whole(self) -> bool:
         """Whether the factors z / s(d) are kept: all passes have one rule. Else it is d alone."""
         return len(self.rules) == 1
+
+    @property
+    def formula(self) -> Hashable:
+        """What the rule whose turn it is has in common with those that serve the same tensors."""
+        return self._formulas[self.turn.variant]
 
     def keep(self, key: tuple[Hashable, ...], value: Tensor) -> None:
         """Keep a tensor, and drop those that serve no variant to come.
@@ -41,12 +49,12 @@ class Memo:
             key: A formula, and what else the tensor depends on.
             value: The tensor.
         """
-        needed = {formula(rule) for rule in self.rules[self.turn.variant :]}
+        needed = self._formulas[self.turn.variant :]
         self.kept = {key: value for key, value in self.kept.items() if key[0] in needed}
         self.kept[key] = value
 
 
-def formula(rule: Rule) -> tuple[Hashable, ...]:
+def _formula(rule: Rule) -> tuple[Hashable, ...]:
     """Return what two rules have in common that differ in their stabilizer alone."""
     if type(rule).__module__ != EpsilonRule.__module__:
         return (id(rule),)

@@ -21,17 +21,10 @@ from torch import Tensor, nn
 from captum_lrp_stab import types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleMapError
+from captum_lrp_stab.input_rules import FlatRule, ZBoxRule
 from captum_lrp_stab.layer_filter import layers_of
 from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.rules import (
-    AlphaBetaRule,
-    EpsilonRule,
-    FlatRule,
-    GammaRule,
-    ZBoxRule,
-    ZeroRule,
-    ZPlusRule,
-)
+from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, ZeroRule, ZPlusRule
 
 Choice = tuple[type[Rule], dict[str, Any]]
 Layers = list[tuple[str, type[nn.Module]]]

@@ -73,7 +73,7 @@ def test_finds_a_variant_that_is_always_the_first(monkeypatch) -> None:
 @pytest.mark.parametrize("given", [{"own": SHARED[2]}, {"rules": SHARED}])
 def test_finds_a_memo_that_gives_another_tensor(monkeypatch, given) -> None:
     assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
-    monkeypatch.setattr(lean._Layer, "_place", lambda self, index: "one for all")
+    monkeypatch.setattr(lean._Layer, "_place", lambda self, memo, what: ("one for all",))
     with pytest.raises(AssertionError):
         assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
 

@@ -82,7 +82,7 @@ def test_asking_for_layers_does_not_change_the_input_relevance() -> None:
     whole = LRP(model, rules).attribute(IMAGES, target=1)
     for module in (model.first, model.norm, model.last):
         probes = (Probe(_name(model, module), False), Probe(_name(model, module), True))
-        (done,) = LRP(model, rules).propagate(IMAGES, [1], None, probes=probes)
+        (done,) = LRP(model, rules)._propagate(IMAGES, [1], None, probes=probes)
         assert torch.equal(done.relevances[0], whole)
         explained = LayerLRP(model, [module, model.last], rules).attribute(IMAGES, target=1)
         assert explained[0].abs().max() > 0

@@ -146,6 +146,30 @@ def test_a_pre_activation_written_over_after_its_relu(name) -> None:
     )
 
 
+class BothSidesOfItsNorm(nn.Module):
+    """A convolution that an activation reads as it is, and another with its batch norm."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.head((self.activation(y) + self.norm(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("stabilizer", [1e-6, CLIP])
+@pytest.mark.parametrize("rule", [EpsilonRule, GammaRule, AlphaBetaRule])
+@pytest.mark.parametrize("activation", [F.relu, F.relu6, F.silu, F.leaky_relu])
+def test_what_is_known_of_a_layer_alone_is_not_of_it_with_its_norm(
+    activation, rule, stabilizer
+) -> None:
+    model = build(lambda: BothSidesOfItsNorm(activation))
+    rules = ways.everywhere(rule, "conv", stabilizer=stabilizer)
+    assert_agree(model, rules, IMAGES.abs())  # half of a rule is empty then
+
+
 class ReturnsBoth(nn.Module):
     """The pre-activation is returned as well as rectified."""
 

@@ -17,8 +17,9 @@ from torchvision.models import vgg16
 
 from captum_lrp_stab import LRP, LayerFilter, attach_rules, types
 from captum_lrp_stab.errors import LayerFilterError, RuleError, RuleMapError
+from captum_lrp_stab.input_rules import ZBoxRule
 from captum_lrp_stab.mapping import NameMap, build_rules
-from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule, ZBoxRule, ZeroRule
+from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule, ZeroRule
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:

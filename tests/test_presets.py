@@ -14,17 +14,10 @@ from torchvision.models import mobilenet_v2, resnet18, vgg16, vgg16_bn
 
 from captum_lrp_stab import LRP, presets
 from captum_lrp_stab.errors import RuleMapError
+from captum_lrp_stab.input_rules import FlatRule, ZBoxRule
 from captum_lrp_stab.mapping import build_rules
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.rules import (
-    AlphaBetaRule,
-    EpsilonRule,
-    FlatRule,
-    GammaRule,
-    ZBoxRule,
-    ZeroRule,
-    ZPlusRule,
-)
+from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, ZeroRule, ZPlusRule
 
 LOW, HIGH = -2.2, 2.7
 PRESETS: dict[str, Callable[..., Preset]] = {

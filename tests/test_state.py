@@ -14,8 +14,9 @@ from captum.attr import LayerLRP as CaptumLayerLRP
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, LayerLRP, attach_rules
+from captum_lrp_stab.input_rules import ZBoxRule
 from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.rules import EpsilonRule, GammaRule, ZBoxRule
+from captum_lrp_stab.rules import EpsilonRule, GammaRule
 
 
 class Trouble(Exception):

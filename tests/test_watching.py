@@ -211,7 +211,7 @@ def test_looking_keeps_what_is_known_of_a_tensor() -> None:
         model.inner = inner
         whole = LRP(model, presets.zero()).attribute(X, target=1)
         probes = (Probe("inner", True), Probe("inner", False))
-        (seen,) = LRP(model, presets.zero()).propagate(X, [1], None, probes=probes)
+        (seen,) = LRP(model, presets.zero())._propagate(X, [1], None, probes=probes)
         assert torch.equal(seen.relevances[0], whole)
     padded = build(
         lambda: nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
@@ -221,7 +221,7 @@ def test_looking_keeps_what_is_known_of_a_tensor() -> None:
         rules = [(["1"], rule, given)]
         whole = LRP(padded, rules).attribute(x, target=5)
         for at_input in (True, False):
-            (seen,) = LRP(padded, rules).propagate(x, [5], None, probes=(Probe("1", at_input),))
+            (seen,) = LRP(padded, rules)._propagate(x, [5], None, probes=(Probe("1", at_input),))
             assert torch.equal(seen.relevances[0], whole)
     relevances = LayerLRP(padded, None, presets.epsilon()).attribute(x, target=5)
     assert len(relevances) == 4

@@ -18,15 +18,13 @@ from captum_lrp_stab.comparison.recording import Recording, Watch
 from captum_lrp_stab.comparison.reference import Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.errors import MissingExtraError, RuleError
+from captum_lrp_stab.input_rules import FlatRule, WSquareRule, ZBoxRule
 from captum_lrp_stab.propagation import score_of
 from captum_lrp_stab.rules import (
     AlphaBetaRule,
     EpsilonRule,
-    FlatRule,
     GammaRule,
     PassRule,
-    WSquareRule,
-    ZBoxRule,
     ZeroRule,
     ZPlusRule,
 )

@@ -98,15 +98,7 @@ def batch_norm(
         operation.name, operation.kind = site.operation.name, site.operation.kind
         operation.batch_norm = name
         operation.ordinals |= site.operation.ordinals
-        memo = mode.memory(site.rules)  # not that of the layer alone
-        one = replace(
-            site,
-            operation=operation,
-            scale=scale,
-            memo=memo,
-            readers=0,
-            _op=None,
-        )
+        one = mode.site(operation, site.affine, site.rules, site.x, scale)
         site.z = None  # another reader of the layer without its batch norm is rare
         return mode.on_merge(one, lambda: func(*args, **kwargs))
     rules = mode.rules_of(name, func, x)
