@@ -48,18 +48,12 @@ def measure(settings: Settings) -> tuple[Many, ...]:
     with torch.no_grad():
         targets = subject.model(inputs)[0].topk(TARGETS).indices.tolist()
     lrp = LRP(subject.model, rules_of(RULES, subject))
-    steps = {ONE: Step(lambda: lrp.attribute(inputs, target=targets[0]))}
-    call = getattr(lrp, "attribute_many", None)
-    if call is not None:
-        stabilizers = list(STABILIZERS)
-        steps[STABILIZED] = Step(lambda: call(inputs, targets[:1], stabilizers=stabilizers))
-        steps[TARGETED] = Step(lambda: call(inputs, targets))
+    many = lrp.attribute_many
+    steps = {
+        ONE: Step(lambda: lrp.attribute(inputs, target=targets[0])),
+        STABILIZED: Step(lambda: many(inputs, targets[:1], stabilizers=STABILIZERS)),
+        TARGETED: Step(lambda: many(inputs, targets)),
+    }
     timings, failed = interleave(steps, settings.rounds, CLOCKS[settings.device])
-    notes = {name: in_words(error) for name, error in failed.items()}
-    if call is None:
-        missing = "this version of captum_lrp_stab.LRP has no attribute_many"
-        notes |= dict.fromkeys((STABILIZED, TARGETED), missing)
-    return tuple(
-        Many(name, what, timings.get(what), notes.get(what, ""))
-        for what in (ONE, STABILIZED, TARGETED)
-    )
+    notes = {what: in_words(error) for what, error in failed.items()}
+    return tuple(Many(name, what, timings.get(what), notes.get(what, "")) for what in steps)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.contenders import OURS
 from benchmarks.correctness import WRONG
+from benchmarks.many import MODEL, STABILIZED, TARGETED
 from benchmarks.records import Results, Row
 
 MET, MISSED, NOT_MEASURED = "met", "MISSED", "not measured"
@@ -44,6 +45,9 @@ FACTORS = {
 
 MEMORY = {"epsilon": 1.25, "epsilon_gamma_box": 1.5}
 """The largest multiple of the gradient's peak memory by rules."""
+
+MANY = {STABILIZED: 3.6, TARGETED: 4.5}
+"""How many times longer than one attribution several in one call take, at most."""
 
 HUNGRIER = ("zennit", "captum")
 """Libraries that need more memory than this package."""
@@ -81,7 +85,7 @@ def outcomes(results: Results) -> list[Outcome]:
     """Return for each target whether the results meet it."""
     promised = results.rows if results.settings.size == SIZE else ()
     rows = {(row.model, row.batch, row.library, row.rules): row for row in promised}
-    return [*_times(results, rows), *_factors(rows), *_memory(rows)]
+    return [*_times(results, rows), *_factors(rows), *_memory(rows), *_many(results)]
 
 
 Rows = dict[tuple[str, int, str, str], Row]
@@ -96,6 +100,14 @@ def _times(results: Results, rows: Rows) -> Iterable[Outcome]:
             row = rows.get((model, batch, OURS, rules)) if applies else None
             found = [] if row is None or row.timing is None else [(row.timing.multiple.median, "")]
             yield _at_most(f"time of {rules}, {model}, batch {batch}", limit, found)
+
+
+def _many(results: Results) -> Iterable[Outcome]:
+    for what, limit in MANY.items():
+        done = [one for one in results.many if (one.model, one.name) == (MODEL, what)]
+        found = [(one.timing.multiple.median, "") for one in done if one.timing is not None]
+        promised = found if results.settings.size == SIZE else []
+        yield _at_most(f"time of {what} in one call, in units of one", limit, promised)
 
 
 def _factors(rows: Rows) -> Iterable[Outcome]:

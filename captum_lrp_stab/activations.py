@@ -49,9 +49,7 @@ SLOPES: dict[str, float] = {
 }
 """Slope at 0 of every function served whatever its arguments are."""
 
-KEEPING_SIGN = SLOPES.keys() - {"sin", "square"} | {"clamp", "clamp_max", "clamp_min", "hardtanh"}
-"""Functions whose values are 0 or have the sign of their argument, as far as they are served."""
-
+_KEEPING_SIGN = SLOPES.keys() - {"sin", "square"} | {"clamp", "clamp_max", "clamp_min", "hardtanh"}
 CLAMPS = frozenset("clamp clamp_max clamp_min clip hardtanh".split())
 POWERS = frozenset("float_power pow".split())
 ACTIVATIONS = CLAMPS | POWERS | SLOPES.keys()
@@ -93,6 +91,13 @@ def is_monotone(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         slope = argument(args, kwargs, 1, "negative_slope")
         return slope is None or slope >= 0
     return func in RECTIFIERS
+
+
+def keeps_sign(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether an activation's values are known to be 0 or to have their argument's sign."""
+    name = canonical_name(func)
+    upside_down = name == "elu" and (argument(args, kwargs, 1, "alpha") or 1) < 0
+    return name in _KEEPING_SIGN and not upside_down
 
 
 def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -138,7 +138,7 @@ def activation(
     site = current_site(x)
     if site is not None:
         site.cut_off |= bounds is not None and bounds[0] == 0
-        site.keeps_sign = canonical_name(func) in activations.KEEPING_SIGN
+        site.keeps_sign = activations.keeps_sign(func, args, kwargs)
     kind = gates.of_activation(canonical_name(func), x, bounds)
 
     def g(z: Tensor) -> Any:
