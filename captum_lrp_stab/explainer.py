@@ -93,7 +93,7 @@ class Explainer:
             inputs: A tensor ``(N, ...)`` or a tuple of them.
             targets: One or more in Captum's target forms.
             additional_forward_args: Further arguments of the model.
-            rule_sets: None for the current rules.
+            rule_sets: Empty for the current rules.
             probes: Layers whose relevance is wanted too.
             verbose: Print which rule each layer gets.
         """
