@@ -8,6 +8,7 @@ layers with a rule, and other activations, get a custom backward pass.
 Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8; see ``kernel`` for the formulas.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,8 @@ class GradientForm(Interception):
         self._buffer = Buffer()
         self.stretch: Stretch | None = None
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
-        self._probes = Probes(probes, self)
+        # by a weak reference: a cycle would keep the model alive until the garbage collector runs
+        self._probes = Probes(probes, weakref.proxy(self))
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
         # rules that are not proportional to x send relevance, not a coefficient: it is carried by
         # the gradient of a tensor of zeros beside each model input
@@ -204,7 +206,7 @@ class GradientForm(Interception):
         """Let go of the tensors of the pass: their graph holds what notes relevance."""
         self._carried.clear()
         self.leaves = self.carriers = self.sources = ()
-        self._probes = Probes((), self)
+        self._probes = Probes((), weakref.proxy(self))
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)

@@ -14,16 +14,15 @@ def leaf_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     that stands in several places counts once, under its first name.
     """
     seen: set[nn.Module] = set()
-
-    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    waiting = [("", model)]  # no recursion in a closure, a cycle that would keep the model alive
+    while waiting:
+        name, module = waiting.pop()
         if module in seen:
-            return
+            continue
         seen.add(module)
         children = list(module.named_children())
         if not children or isinstance(module, types.RuleBearing):
             yield name, module
-            return
-        for child_name, child in children:
-            yield from walk(f"{name}.{child_name}" if name else child_name, child)
-
-    return walk("", model)
+            continue
+        inner = [(f"{name}.{child}" if name else child, m) for child, m in children]
+        waiting.extend(reversed(inner))

@@ -1,0 +1,62 @@
+"""A model is freed with its last reference, without the garbage collector."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_stab import LRP, LayerLRP, compare, diagnose, plan, presets
+from captum_lrp_stab.stabilizers import Clip
+
+
+class Shortcut(nn.Module):
+    """A convolution with its batch norm beside a shortcut, and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return three scores."""
+        y = torch.relu(self.norm(self.conv(x)) + x.sum(1, keepdim=True))
+        tokens = y.flatten(2).mT
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "plan": plan,
+    "attribute": lambda m, x: LRP(m, presets.epsilon_plus()).attribute(x, target=1),
+    "optimize=False": lambda m, x: LRP(m, optimize=False).attribute(x, target=1),
+    "first layer": lambda m, x: LRP(m, presets.epsilon_plus_flat()).attribute(x, target=1),
+    "attribute_many": lambda m, x: LRP(m).attribute_many(x, [0, 1], stabilizers=[1e-6, Clip(0.1)]),
+    "layer": lambda m, x: LayerLRP(m, m.conv).attribute(x, target=1),
+    "diagnose": lambda m, x: diagnose(m, x, target=1),
+    "relevance form": lambda m, x: diagnose(m, x, target=1, form="relevance"),
+    "modified forward": lambda m, x: diagnose(m, x, target=1, form="modified-forward"),
+    "compare": lambda m, x: compare(m, x, target=1, reference="float64"),
+}
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("way", WAYS)
+def test_the_model_is_freed(way) -> None:
+    model, x = Shortcut().eval(), torch.randn(2, 2, 5, 5)
+    references = [weakref.ref(model), *map(weakref.ref, model.parameters()), weakref.ref(x)]
+    WAYS[way](model, x)
+    assert all(r() is not None for r in references)  # the control
+    del model, x
+    assert all(r() is None for r in references)
