@@ -181,10 +181,7 @@ class GradientForm(Interception):
             gradients = self._gradients(score, points)
             if self._scale != 1 and not self._are_finite(gradients):
                 self._scale = 1.0
-                for probe in self._probes:
-                    probe.forget()
-                if self.observer is not None:
-                    self.observer.again()
+                self.forget_relevance()
                 gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
             model = type(self.places.modules[""]).__name__
@@ -201,6 +198,13 @@ class GradientForm(Interception):
                 total = self.noted(leaf.detach(), c, self.carries_relevance(leaf))
             totals.append((total if direct is None else total + direct / self._scale).detach())
         return tuple(totals)
+
+    def forget_relevance(self) -> None:
+        """Drop what was seen of the backward pass, before another one."""
+        for probe in self._probes:
+            probe.forget()
+        if self.observer is not None:
+            self.observer.again()
 
     def release(self) -> None:
         """Let go of the tensors of the pass: their graph holds what notes relevance."""

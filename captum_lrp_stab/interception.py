@@ -216,6 +216,13 @@ class Interception(TorchFunctionMode, ABC):
         self._count += 1
         return self.on_result(operation, out, result)
 
+    def take_turn(self, variant: int) -> None:
+        """Let the backward pass that follows be that of another set of rules."""
+        self.turn.variant = variant
+        for operation in self.operations:
+            if operation.rules:
+                operation.rule = operation.rules[variant]
+
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note, after the pass, which operations relevance reaches on its way from ``output``.
 
@@ -299,7 +306,7 @@ class Interception(TorchFunctionMode, ABC):
 
     def serve(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""
-        site.operation.rule = site.rule
+        site.operation.rule, site.operation.rules = site.rule, site.rules
         out = self.affine(site, call)
         marks.put(out, "site", site)
         ties.keep_order(out, (site, site.x._version))

@@ -6,7 +6,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from captum_lrp_stab import choices, forms
+from captum_lrp_stab.comparison.subject import Subject, run_each
 from captum_lrp_stab.diagnosis.locating import Origin
 from captum_lrp_stab.diagnosis.nonfinite import nonfinite_origin
-from captum_lrp_stab.diagnosis.observing import Collector, probes_of, records_of
+from captum_lrp_stab.diagnosis.watching import Watched, watch_each
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.planning import plan
 from captum_lrp_stab.prepared import prepare
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.propagation import Propagation, operations_of, propagate
+from captum_lrp_stab.propagation import Propagation, operations_of
 from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.study.measuring import amplification_of
@@ -116,45 +117,40 @@ def investigate(
     name_map = rules(model, x) if isinstance(rules, Preset) else rules
 
     rule_set = rule_set_of(model, name_map, attention=attention)
-
-    def run(
-        stabilizer: Stabilizer,
-        observer: Observer | None = None,
-        probes: tuple[Probe, ...] = (),
-    ) -> Propagation:
-        return propagate(
-            model,
-            x,
-            ready.target,
-            rule_set=rule_set.changed(lambda rule: rule.with_stabilizer(stabilizer)),
-            observer=observer,
-            probes=probes,
-            form=forms.form_of(form, stabilizer),
-        )
-
+    plain = Subject(model, (x,), ready.target, attention=attention, fixed=rule_set)
+    subjects = [
+        replace(plain, stabilizer=stabilizer, form=forms.form_of(form, stabilizer))
+        for stabilizer in chosen
+    ]
     planned = plan(model, x, name_map, attention=attention)
     operations = [o for o in operations_of(model, x, None, rule_set) if o.reached]
     fallbacks = tuple(f"{row.name} ({row.type}: {row.fallback})" for row in planned.fallbacks)
     where = pil_to_tensor(ready.picture), x[0], ready.gradient
-    findings, heatmaps = [], []
-    for name, stabilizer in zip(map(choices.spelled_out, names), chosen, strict=True):
-        progress(name)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            collector, watching = Collector(denominators=False), probes_of(operations)
-            done = run(stabilizer, collector, tuple(watching))
-            seen = records_of(collector, watching, done.operations, x.dtype)
+    spelled = list(map(choices.spelled_out, names))
+    findings: list[Finding] = []
+    heatmaps: list[Tensor] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+
+        def note(seen: Watched) -> None:
+            done, index = seen.done, len(findings)
+            again = partial(_again, subjects[index])
             origin = None
             if not done.is_finite:
-                again = partial(run, stabilizer)
                 origin = nonfinite_origin(again, done.operations, x.dtype)
-        anomaly = _anomaly(partial(run, stabilizer)) if detect_anomaly else None
-        said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
-        amplification = amplification_of(seen)
-        findings.append(
-            _finding(name, stabilizer, done, origin, where, anomaly, said, amplification)
-        )
-        heatmaps.append(done.relevances[0][0].to(torch.float64).sum(0))
+            anomaly = _anomaly(again) if detect_anomaly else None
+            said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
+            caught.clear()
+            amplification = amplification_of(seen.records)
+            about = spelled[index], chosen[index], done, origin, where, anomaly, said
+            findings.append(_finding(*about, amplification))
+            heatmaps.append(done.relevances[0][0].to(torch.float64).sum(0))
+            if index + 1 < len(spelled):
+                progress(spelled[index + 1])
+
+        if subjects:
+            progress(spelled[0])
+            watch_each(subjects, note, operations, denominators=False)
     return Investigation(
         classifier.name,
         classifier.weights,
@@ -205,6 +201,13 @@ def _finding(
         said,
         amplification,
     )
+
+
+def _again(
+    subject: Subject, observer: Observer | None = None, probes: tuple[Probe, ...] = ()
+) -> Propagation:
+    (done,) = run_each([subject], observer=observer, probes=probes)
+    return done
 
 
 def _anomaly(run: Callable[[], Propagation]) -> str:

@@ -66,7 +66,7 @@ class Observer:
         """Note what a layer was handed and what it hands down."""
 
     def restart(self) -> None:
-        """Drop everything, before another forward pass."""
+        """Drop everything, before a forward pass."""
 
     def again(self) -> None:
         """Drop what was noted of the backward pass, before another one."""

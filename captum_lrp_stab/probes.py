@@ -33,6 +33,10 @@ class Probe:
         self.relevances.extend([None] * missing)
         return 0
 
+    def restart(self) -> None:
+        """Drop everything, before a forward pass."""
+        self.relevances = []
+
     def forget(self) -> None:
         """Drop what was noted, before another backward pass."""
         self.relevances = [None] * len(self.relevances)

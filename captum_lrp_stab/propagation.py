@@ -104,6 +104,7 @@ def propagate_many(
     form: Callable[..., GradientForm] = GradientForm,
     optimize: bool = True,
     store: Derived | None = None,
+    after: Callable[[Propagation], None] = lambda done: None,
 ) -> list[Propagation]:
     """Propagate from several targets, and under several sets of rules, after one forward pass.
 
@@ -114,16 +115,20 @@ def propagate_many(
         additional_forward_args: As in Captum.
         rule_sets: One or more, which treat attention and batch norm alike.
         strict: Refuse operations that would get their plain gradient.
-        probes: Layers whose relevance is wanted too; of a single target and set of rules.
-        observer: Is told of each layer; of a single target and set of rules.
+        probes: Layers whose relevance is wanted too.
+        observer: Is told of each layer.
         form: How relevance is carried.
         optimize: Take the short ways, where there are some.
         store: Keeps what is made of parameters.
+        after: Called after each backward pass, while probes and observer hold what they saw of it
+            and the operations have its rules. An optimized pass without an observer may be run
+            again, all of it.
 
     Returns:
         For each set of rules, one result for each target.
     """
     options: Any = {"strict": strict, "form": form, "optimize": optimize, "store": store}
+    options |= {"probes": probes, "observer": observer, "after": after}
     checks.check_model(model)
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
@@ -141,22 +146,22 @@ def propagate_many(
         if mode.stretch is not None:  # known now, and not before
             del output  # and its graph, before there is another
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
-            if observer is not None:
-                observer.restart()
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if strict:
             fallbacks = mode.operations + _hidden_fallbacks(output)
             refuse([o.describe_fallback() for o in fallbacks if o.fallback and o.reached])
-        for turn, (mode.turn.variant, target) in enumerate(turns, 1):
+        for turn, (variant, target) in enumerate(turns, 1):
+            mode.take_turn(variant)
             score = score_of(output, target)
             relevances = mode.relevances(score, is_last=turn == len(turns))
             done.append(Propagation(score.detach(), relevances, mode.operations))
+            after(done[-1])
+            if turn < len(turns):
+                mode.forget_relevance()
         mode.release()
         del output, score
     if optimize and observer is None and not _are_finite(done, probes):
-        for probe in probes:
-            probe.forget()
-        options |= {"rule_sets": rule_sets, "probes": probes, "optimize": False, "store": None}
+        options |= {"rule_sets": rule_sets, "optimize": False, "store": None}
         return propagate_many(model, inputs, targets, additional_forward_args, **options)
     return done
 
@@ -254,6 +259,10 @@ def _run(
     store: Derived | None,
 ) -> Any:
     mode.optimize, mode.store, mode.has_several = optimize, store, turns > 1
+    for probe in probes:
+        probe.restart()
+    if observer is not None:
+        observer.restart()
     return _forward(mode, *arguments, probes, observer)
 
 

@@ -20,7 +20,8 @@ class Operation:
 
     name: str
     kind: str
-    rule: Rule | None = None
+    rule: Rule | None = None  # the one whose turn it is
+    rules: tuple[Rule, ...] = ()  # one for each variant of a pass, where there is one
     treatment: str = ""  # what relevance does here, where there is no rule
     shape: tuple[int, ...] = ()  # of the first output
     batch_norm: str = ""  # name of the batch norm merged into it

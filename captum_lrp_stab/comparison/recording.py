@@ -64,6 +64,11 @@ class Uses(Probe):
         known = use.relevances[index]
         use.relevances[index] = relevance if known is None else known + relevance
 
+    def restart(self) -> None:
+        """Drop everything, before a forward pass."""
+        self.uses.clear()
+        self._place.clear()
+
     def forget(self) -> None:
         """Drop what was noted, before another backward pass."""
         for use in self.uses:

@@ -94,24 +94,6 @@ class Subject:
         )
         return Recording(done.relevances, done.score, outputs, inputs)
 
-    def run_each(self, changes: Sequence[Change]) -> list[Propagation]:
-        """Run under each of several changes of the rules, after one forward pass for all."""
-        subjects = [self.changing(change) for change in changes]
-        rule_sets = [subject.rule_set() for subject in subjects]
-        shared = self.form is GradientForm
-        groups = [rule_sets] if shared else [[one] for one in rule_sets]
-        done: list[Propagation] = []
-        for group in groups:
-            done += propagate_many(
-                self.model,
-                self.inputs,
-                [self.target],
-                self.additional_forward_args,
-                rule_sets=group,
-                form=self.form,
-            )
-        return done
-
     def forward(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return the model's output on other inputs."""
         return self.model(
@@ -158,6 +140,32 @@ class Subject:
     def dtype(self) -> torch.dtype:
         """The coarsest dtype of the inputs, the floating parameters and an active autocast."""
         return coarsest_dtype(self.model, self.inputs)
+
+
+def run_each(subjects: Sequence[Subject], **options: Any) -> list[Propagation]:
+    """Run subjects that differ in their rules and forms alone, after one forward pass for all.
+
+    Those in another form than the gradient form have a forward pass each.
+
+    Args:
+        subjects: What to run.
+        options: Of :func:`captum_lrp_stab.propagation.propagate_many`.
+    """
+    first = subjects[0]
+    shared = all(subject.form is GradientForm for subject in subjects)
+    groups = [subjects] if shared else [[subject] for subject in subjects]
+    done: list[Propagation] = []
+    for group in groups:
+        done += propagate_many(
+            first.model,
+            first.inputs,
+            [first.target],
+            first.additional_forward_args,
+            rule_sets=[subject.rule_set() for subject in group],
+            form=group[0].form,
+            **options,
+        )
+    return done
 
 
 def on(rule: Rule, layer: str) -> Rule:

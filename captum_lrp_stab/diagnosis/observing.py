@@ -121,9 +121,8 @@ class FlowProbe(Probe):
 
     def __init__(self, name: str, at_input: bool) -> None:
         super().__init__(name, at_input)
-        self.forget()
-        self.overflow = 0  # values of the forward pass that are not finite
-        self.first: Neuron | None = None  # of these
+        self.first: Neuron | None = None  # value of the forward pass that is not finite
+        self.restart()
 
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
         """Begin a use of the operation."""
@@ -136,8 +135,14 @@ class FlowProbe(Probe):
                 self.first = self.first or Neuron(index, float(value[index]), math.nan)
         return 0
 
+    def restart(self) -> None:
+        """Drop everything, before a forward pass."""
+        self.overflow = 0  # values of the forward pass that are not finite
+        self.first = None
+        self.forget()
+
     def forget(self) -> None:
-        """Drop what was noted."""
+        """Drop what was noted, before another backward pass."""
         self.flow = Flow()
         self.loudest: tuple[float, tuple[int, ...], float] | None = None
         self.bad: Input | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import checks, forms
 from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.comparison.subject import Subject, remade
+from captum_lrp_stab.comparison.subject import Subject, remade, run_each
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.forms import Form
 from captum_lrp_stab.propagation import as_tuple
@@ -169,7 +169,8 @@ def sweep(
             progress(f"{parameter} {value:g}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an epsilon too small for the dtype
-            found = subject.run_each([_setting(parameter, value) for value in together])
+            settings = (_setting(parameter, value) for value in together)
+            found = run_each([subject.changing(setting) for setting in settings])
         for done in found:
             maps.append(torch.cat([r.double().flatten() for r in done.relevances]).cpu())
             scores.append(float(done.score.double().sum()))

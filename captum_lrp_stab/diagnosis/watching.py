@@ -1,17 +1,17 @@
-"""One watched attribution: the records of its layers, and its ledger."""
+"""Watched attributions: the records of their layers, and their ledgers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.comparison.subject import Subject, run_each
 from captum_lrp_stab.diagnosis.ledger import Ledger, ledger_of
 from captum_lrp_stab.diagnosis.measuring import flow_of, total_of
 from captum_lrp_stab.diagnosis.observing import Collector, probes_of, records_of
 from captum_lrp_stab.diagnosis.records import Flow, LayerRecord
 from captum_lrp_stab.observation import wide
-from captum_lrp_stab.propagation import Propagation, propagate
+from captum_lrp_stab.propagation import Propagation
 from captum_lrp_stab.sites import Operation
 
 
@@ -34,24 +34,40 @@ def watch(
         operations: Those of the subject, if they are known.
         denominators: Look at denominators too, not at the flow of relevance alone.
     """
-    planned = subject.operations() if operations is None else operations
+    seen: list[Watched] = []
+    watch_each((subject,), seen.append, operations, denominators)
+    return seen[0]
+
+
+def watch_each(
+    subjects: Sequence[Subject],
+    each: Callable[[Watched], None],
+    operations: Sequence[Operation] | None = None,
+    denominators: bool = True,
+) -> None:
+    """Watch attributions that differ in their rules and forms alone, after one forward pass.
+
+    Those in another form than the gradient form have a forward pass each.
+
+    Args:
+        subjects: What to attribute; see :func:`captum_lrp_stab.comparison.subject.run_each`.
+        each: Called with what was seen of each, in their order, before the next begins.
+        operations: Those of the subjects, if they are known.
+        denominators: Look at denominators too, not at the flow of relevance alone.
+    """
+    planned = subjects[0].operations() if operations is None else operations
     probes = probes_of(planned)
     collector = Collector(denominators)
-    done = propagate(
-        subject.model,
-        subject.inputs,
-        subject.target,
-        subject.additional_forward_args,
-        rule_set=subject.rule_set(),
-        probes=tuple(probes),
-        observer=collector,
-        form=subject.form,
-    )
-    records = records_of(collector, probes, done.operations, subject.dtype)
-    inputs = Flow()
-    for relevance in done.relevances:
-        inputs += flow_of(wide(relevance))
-    return Watched(done, records, ledger_of(total_of(done.score), inputs, records))
+    dtype = subjects[0].dtype
+
+    def note(done: Propagation) -> None:
+        records = records_of(collector, probes, done.operations, dtype)
+        inputs = Flow()
+        for relevance in done.relevances:
+            inputs += flow_of(wide(relevance))
+        each(Watched(done, records, ledger_of(total_of(done.score), inputs, records)))
+
+    run_each(subjects, probes=tuple(probes), observer=collector, after=note)
 
 
 def in_float64(subject: Subject, look: Callable[[Subject], Watched] = watch) -> Watched:

@@ -14,7 +14,7 @@ from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis.causes import cause_of
 from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate, verdict_of
 from captum_lrp_stab.diagnosis.records import LayerRecord
-from captum_lrp_stab.diagnosis.watching import Watched, watch
+from captum_lrp_stab.diagnosis.watching import Watched, watch_each
 from captum_lrp_stab.errors import InputError, LRPWarning, PictureError
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.prepared import Prepared, prepare
@@ -73,7 +73,7 @@ class Measurer:
             return PictureRecord(file.name, sha256, reason(error, file))
         except InputError as error:  # of the output: the target has been looked at before
             return PictureRecord(file.name, sha256, str(error))
-        runs = [self._run(ready, name) for name in q.names]
+        runs = self._runs(ready)
         return PictureRecord(
             file.name,
             sha256,
@@ -85,18 +85,30 @@ class Measurer:
             tuple(runs),
         )
 
-    def _run(self, ready: Prepared, name: str) -> Run:
+    def _runs(self, ready: Prepared) -> list[Run]:
+        """Return what each stabilizer does, after one forward pass where the form allows."""
         q = self.question
-        subject = subject_of(ready.model, ready.x, ready.target, self.name_map, name, q)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            seen = watch(subject, self.operations)
-            origin = locate(seen.records, q.threshold)
-            start = None if origin is None else _start(origin, subject.dtype)
-        # Others, such as those torch gives once in a process, would depend on what ran before.
-        said = [str(w.message) for w in caught if issubclass(w.category, LRPWarning)]
-        verdict = verdict_of(seen.done.is_finite, seen.ledger.growth, origin)
-        return _run_of(name, verdict, seen, start, tuple(dict.fromkeys(said)))
+            subjects = [
+                subject_of(ready.model, ready.x, ready.target, self.name_map, name, q)
+                for name in q.names
+            ]
+            runs: list[Run] = []
+
+            def note(seen: Watched) -> None:
+                origin = locate(seen.records, q.threshold)
+                start = None if origin is None else _start(origin, subjects[0].dtype)
+                # Others, such as those torch gives once in a process, would depend on what ran
+                # before.
+                said = [str(w.message) for w in caught if issubclass(w.category, LRPWarning)]
+                caught.clear()
+                verdict = verdict_of(seen.done.is_finite, seen.ledger.growth, origin)
+                name, once = q.names[len(runs)], tuple(dict.fromkeys(said))
+                runs.append(_run_of(name, verdict, seen, start, once))
+
+            watch_each(subjects, note, self.operations)
+        return runs
 
 
 def make_measurer(question: Question) -> Measurer:
