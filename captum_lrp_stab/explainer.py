@@ -27,6 +27,7 @@ from captum_lrp_stab.propagation import (
 )
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.translation import Rules, rule_set_of
+from captum_lrp_stab.uncompiled import uncompiled
 
 NonFinite = Literal["warn", "raise", "ignore"]
 
@@ -77,6 +78,7 @@ class Explainer:
             return rule_set_of(self.model, None, **self._options())
         return replace(self._rule_set, **self._options())
 
+    @uncompiled
     def _propagate(
         self,
         inputs: Any,
