@@ -114,6 +114,7 @@ def test_the_epsilon_is_the_least(seed):
         assert not helps({"epsilon": 0.0, "stabilizer": stabilizers.RoundingAware(factor)})
 
 
+@pytest.mark.slow
 def test_there_is_nothing_to_change_on_clean_networks():
     seen = set()
     for seed in (s for s in range(60) if s % 11 != 10):  # without torchvision's, which are large

@@ -26,6 +26,7 @@ def compared(out: Path, *arguments: str | Path) -> tuple[Any, dict[str, Any]]:
     return result, json.loads((out / "comparison.json").read_text())
 
 
+@pytest.mark.slow
 def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """A real network on a real picture against zennit, offline."""
     environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}

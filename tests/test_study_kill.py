@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from study_folders import fill, kept, noise, report_of
 
 TESTS = Path(__file__).parent
@@ -25,6 +26,7 @@ def processes(folder: Path, out: Path, *points: str) -> list[tuple[str, int, lis
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """Settings are put in place first, then 4 pictures, then 5 files of the report."""
     folder = fill(tmp_path / "in", 4)
