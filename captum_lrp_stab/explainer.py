@@ -2,20 +2,22 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from captum.attr._utils.attribution import GradientAttribution
 from torch import nn
 
-from captum_lrp_stab import checks, derived
+from captum_lrp_stab import checks, derived, segments
 from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
     ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
 )
+from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.propagation import (
@@ -26,6 +28,7 @@ from captum_lrp_stab.propagation import (
     propagate_many,
 )
 from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.segments import SegmentedForm
 from captum_lrp_stab.translation import Rules, rule_set_of
 from captum_lrp_stab.uncompiled import uncompiled
 
@@ -48,6 +51,7 @@ class Explainer:
         nonfinite: NonFinite = "warn",
         optimize: bool = True,
         cache_bytes: int | None = None,
+        checkpoint: Iterable[str] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -65,6 +69,7 @@ class Explainer:
         if cache_bytes is None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())
             cache_bytes = int(derived.DEFAULT_SHARE * size)
+        self.checkpoint = segments.check_names(model, checkpoint)
         self._store = derived.Derived(cache_bytes)
         rule_set = rule_set_of(model, rules, **self._options())
         self._rule_set = None if rules is None else rule_set
@@ -108,6 +113,9 @@ class Explainer:
             rule_sets=chosen,
             strict=self.strict,
             probes=probes,
+            form=partial(SegmentedForm, checkpoint=self.checkpoint)
+            if self.checkpoint
+            else GradientForm,
             optimize=self.optimize,
             store=self._store if self.optimize else None,
         )

@@ -126,6 +126,8 @@ class GradientForm(Interception):
     #: rounded to 0, are common, and such above 64 are not. All is proportional to the seed, so that
     #: a power of 2 changes nothing else.
     float16_scale = 2.0**10
+    #: Whether the backward pass of an activation multiplies by g(z) / z, as it does here.
+    has_factors = True
 
     def prepare(
         self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], observer: Observer | None
@@ -306,7 +308,7 @@ class GradientForm(Interception):
 
     def _layer_of(self, z: Tensor) -> Site | None:
         """Return the layer whose output ``z`` is, if it can do the activation's step too."""
-        plain = type(self) is GradientForm and self.optimize and self.observer is None
+        plain = self.has_factors and self.optimize and self.observer is None
         site = current_site(z) if plain and not self._probes else None
         return site if site is not None and site.keeps_sign else None
 
@@ -315,7 +317,7 @@ class GradientForm(Interception):
     ) -> Tensor:
         """Write ``g(z)`` over ``z`` and return it, with ``g(z) / z`` as backward factor."""
         # a custom function must not write to a view; other forms have activations of their own
-        if z._is_view() or type(self) is not GradientForm:
+        if z._is_view() or not self.has_factors:
             return super().activation_in_place(z, slope, g, kept)
         out: Any = _FactorStep.apply(z, slope, g, kept, self._layer_of(z))
         out.grad_fn.version = out._version  # which autograd has raised once more

@@ -11,6 +11,8 @@ What LRP makes of an operation is decided in ``treatments``; how relevance is ca
 subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -215,6 +217,11 @@ class Interception(TorchFunctionMode, ABC):
         self.operations.append(operation)
         self._count += 1
         return self.on_result(operation, out, result)
+
+    def adopt(self, other: Interception) -> None:
+        """List the operations of a part of the pass that ran under another form."""
+        self.operations += other.operations
+        self._served |= other._served
 
     def take_turn(self, variant: int) -> None:
         """Let the backward pass that follows be that of another set of rules."""

@@ -57,9 +57,14 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         cache_bytes: How much is kept from call to call, on a CPU, of what a few parameters make,
             such as the zB rule's constants; None for a quarter of what all parameters take. It is
             made again when one of them has another value.
+        checkpoint: Names of modules whose inner values are not kept for the backward pass, but
+            computed again in it: less memory for another forward pass of these. The relevance is
+            the same. A batch norm must be in one module with the layer before it, and rules of
+            the zB kind outside.
 
     Raises:
-        ModelError: The model is scripted or quantized, or no module.
+        ModelError: The model is scripted or quantized, or no module; or has no module of a name in
+            ``checkpoint``.
         RuleMapError: ``rules`` does not fit the model.
         RuleError: ``attention`` is none of the two, or ``module.rule`` no propagation rule.
 

@@ -7,6 +7,7 @@ A mark is kept with the tensor's version: a write makes it stale, and it says no
 - ``gate``, ``shift``: what it is in a product (``gates``).
 - ``nonnegative``: it has no negative element (``signs``).
 - ``order``: the layer that knows the order of its values before rounding (``ties``).
+- ``cut``: the segment that has made it, or reads it, without the layer next to it (``segments``).
 - ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).
 """
 

@@ -40,6 +40,8 @@ class MixedForm(GradientForm):
         stretch: Of an earlier pass.
     """
 
+    has_factors = False  # where relevance is carried it passes unchanged
+
     def __init__(self, model: nn.Module, *rule_sets: RuleSet, stretch: Stretch) -> None:
         super().__init__(model, *rule_sets)
         self._stretch = stretch

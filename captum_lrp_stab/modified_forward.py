@@ -31,6 +31,7 @@ class ModifiedForward(GradientForm):
     """
 
     float16_scale = 1.0  # unprotected here as well
+    has_factors = False
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return ``value * gradient``."""

@@ -23,7 +23,7 @@ from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.sites import Operation, hidden_fallbacks
 
 
 @dataclass
@@ -148,7 +148,7 @@ def propagate_many(
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if strict:
-            fallbacks = mode.operations + _hidden_fallbacks(output)
+            fallbacks = mode.operations + hidden_fallbacks(output)
             refuse([o.describe_fallback() for o in fallbacks if o.fallback and o.reached])
         for turn, (variant, target) in enumerate(turns, 1):
             mode.take_turn(variant)
@@ -215,7 +215,7 @@ def operations_of(
     mode = GradientForm(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
         output = _forward(mode, model, xs, additional_forward_args, whole=True)
-    return mode.operations + _hidden_fallbacks(output)
+    return mode.operations + hidden_fallbacks(output)
 
 
 _CHECKPOINT = (
@@ -297,14 +297,6 @@ def _usable(value: Tensor) -> Tensor:
     With a graph of the caller's it would be taken for data that relevance flows to.
     """
     return value.clone() if value.is_inference() else value.detach()
-
-
-def _hidden_fallbacks(output: Any) -> list[Operation]:
-    """Return the custom autograd functions of the pass, which get the backward they bring."""
-    return [
-        Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
-        for function in operations.custom_functions(output)
-    ]
 
 
 def refuse(fallbacks: Sequence[str]) -> None:

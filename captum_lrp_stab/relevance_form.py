@@ -38,6 +38,7 @@ class RelevanceForm(GradientForm):
     """
 
     float16_scale = 1.0  # unprotected here as well
+    has_factors = False
 
     def __init__(
         self, model: nn.Module, rule_set: RuleSet, stabilizer: StabilizerLike | None = None

@@ -12,6 +12,7 @@ from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.memo import Memo, Turn
+from captum_lrp_stab.operations import custom_functions
 
 
 @dataclass(eq=False)
@@ -74,6 +75,14 @@ def link(operations: Sequence[Operation]) -> None:
             else:
                 waiting.extend(previous for previous, _ in node.next_functions)
         operation.reads = tuple(found)
+
+
+def hidden_fallbacks(output: Any) -> list[Operation]:
+    """Return the custom autograd functions of a pass, which get the backward they bring."""
+    return [
+        Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
+        for function in custom_functions(output)
+    ]
 
 
 @dataclass(eq=False)

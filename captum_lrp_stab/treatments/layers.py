@@ -91,6 +91,13 @@ def batch_norm(
     site = current_site(x)
     if site is not None and site.turn is not mode.turn:
         site = None  # of an earlier pass
+    cut = marks.get(x, "cut")
+    if mode.rule_set.merge_batch_norm and cut is not None:
+        raise ModelError(
+            f"checkpoint: batch norm '{name}' and the layer before it are one layer, and segment "
+            f"'{cut}' has one of them alone; name the module around both, or set "
+            "merge_batch_norm=False"
+        )
     if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
         scale = describe.of_call(func, args, kwargs)
         assert isinstance(scale, Scale)

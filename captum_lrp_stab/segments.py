@@ -1,0 +1,267 @@
+"""Segments: modules whose inner values are not kept, but computed again in the backward pass.
+
+What a pass keeps grows with the input: at every layer its values, until the backward pass comes
+by. Of a segment only the inputs are kept. It runs twice, each time under a form of its own: in the
+forward pass to see what its operations get, in the backward pass to propagate through them.
+
+Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", sec. 3.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_stab import marks, operations
+from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.operations import made, mapped, tensors_in
+from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.sites import Site, current_site, hidden_fallbacks
+
+_LEFT_OUTSIDE = ("site", "order", "padded")
+"""Marks that name tensors or layers of another graph."""
+
+
+class _Inside(GradientForm):
+    """The gradient form in one run of a segment.
+
+    Args:
+        outer: The form of the pass.
+        segment: The segment's name.
+    """
+
+    def __init__(self, outer: SegmentedForm, segment: str) -> None:
+        super().__init__(outer.model, *outer.rule_sets)
+        self.turn, self.optimize, self.store = outer.turn, outer.optimize, outer.store
+        self.segment = segment
+
+    def begin(self, inputs: Iterable[Tensor], of_the_model: Iterable[bool]) -> tuple[Tensor, ...]:
+        """Return stand-ins for what depends on the model's inputs, and may be one of these."""
+        self.prepare((), (), None)
+        self._is_last = True
+        self.leaves = self.sources = tuple(x.detach().requires_grad_() for x in inputs)
+        stand_ins = tuple(leaf.clone() for leaf in self.leaves)
+        self._carried = [
+            (s, s._version, torch.zeros((), dtype=s.dtype, device=s.device).expand_as(s))
+            for s, direct in zip(stand_ins, of_the_model, strict=True)
+            if direct
+        ]
+        return stand_ins
+
+    def carrier_of(self, site: Site) -> None:
+        """Raise RuleError: there is no way out for what it would carry."""
+        raise _refusal(site.name, f"inside segment '{self.segment}'")
+
+
+class SegmentedForm(GradientForm):
+    """The gradient form, with segments.
+
+    Args:
+        model: See :class:`~captum_lrp_stab.interception.Interception`.
+        rule_sets: The rule of each operation.
+        checkpoint: The names of the segments; one inside another is part of that.
+    """
+
+    def __init__(self, model: nn.Module, *rule_sets: RuleSet, checkpoint: Collection[str]) -> None:
+        super().__init__(model, *rule_sets)
+        self.model = model
+        self._names = frozenset(checkpoint)
+        self._missing = set(checkpoint)
+        self._running: _Use | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Handle one torch function call, or let the segment that is running do so."""
+        if self._running is not None:
+            return self._running.form.__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def on_input(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Begin a segment."""
+        if self._running is not None or name not in self._names:
+            return super().on_input(name, args, kwargs)
+        self._missing.discard(name)
+        with torch._C.DisableTorchFunction():
+            if not any(made(t) for t in tensors_in(args, kwargs)):
+                return args, kwargs  # nothing of the input takes part in it
+            use = _Use(self, name, args, kwargs)
+            form = _Inside(self, name)
+            form.places = self.places  # whose hooks are those of the pass
+            given = use.begin(form, use.inputs)
+        self._running = use
+        return given
+
+    def on_output(self, name: str, output: Any) -> Any:
+        """End a segment."""
+        if self._running is None or name != self._running.name:
+            return super().on_output(name, output)
+        use, self._running = self._running, None
+        with torch._C.DisableTorchFunction():
+            return use.finish(output)
+
+    def settle(self, output: Any, whole: bool = False) -> None:
+        """Note which operations relevance reaches.
+
+        Raises:
+            ModelError: The pass ran no module of a segment's name.
+            RuleError: A rule sends relevance to what a stretch of the network makes.
+        """
+        for name in sorted(self._missing):
+            raise ModelError(
+                f"checkpoint: the pass did not run '{name}' on anything that depends on the "
+                "inputs; leave it out"
+            )
+        direct = [site for site in self._direct_sites if not site.reads_input]
+        if direct:
+            raise _refusal(direct[0].name, "the output of a segment")
+        super().settle(output, whole)
+
+
+class _Use:
+    """One run of a segment in a pass, and what it takes to run it again."""
+
+    def __init__(self, outer: SegmentedForm, name: str, args: Any, kwargs: Any) -> None:
+        self.outer, self.name = outer, name
+        self.args, self.kwargs = args, kwargs
+        unique = {id(t): t for t in tensors_in(args, kwargs) if made(t)}
+        self.inputs = tuple(unique.values())
+        self.form: _Inside
+        self._are_inputs = tuple(map(outer.reads_input, self.inputs))
+        self._stand_ins: tuple[Tensor, ...] = ()
+
+    def begin(self, form: _Inside, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        """Return what the segment gets in place of its arguments.
+
+        Args:
+            form: The one it runs under.
+            inputs: The values of those that depend on the model's inputs.
+        """
+        self.form = form
+        self._stand_ins = form.begin(inputs, self._are_inputs)
+        for x, stand_in in zip(self.inputs, self._stand_ins, strict=True):
+            marks.carry(x, stand_in, _LEFT_OUTSIDE)
+            if current_site(x) is not None:
+                marks.put(stand_in, "cut", self.name)
+        places = {id(x): s for x, s in zip(self.inputs, self._stand_ins, strict=True)}
+
+        def change(t: Tensor) -> Tensor:
+            return places.get(id(t), t)
+
+        return mapped(change, self.args), mapped(change, self.kwargs)
+
+    def finish(self, output: Any) -> Any:
+        """Return what the segment gives in place of its output, and let go of what it made."""
+        form, outer = self.form, self.outer
+        results = _results(output)
+        if not results:  # also where the forward pass has ended with an error
+            return output
+        self._check(results)
+        form.settle(tuple(results))
+        outer.adopt(form)
+        outer.operations += hidden_fallbacks(tuple(results))
+        given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self.inputs)
+        places = {id(t): new for t, new in zip(results, given, strict=True)}
+        for t, new in zip(results, given, strict=True):
+            marks.carry(t, new, _LEFT_OUTSIDE)
+            if current_site(t) is not None:
+                marks.put(new, "cut", self.name)
+        self._end()
+        return mapped(lambda t: places.get(id(t), t), output)
+
+    def again(self, inputs: tuple[Tensor, ...], upstream: Sequence[Tensor]) -> Any:
+        """Run the segment again and return the coefficients of its inputs."""
+        form = _Inside(self.outer, self.name)
+
+        def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            # hooks of the user's have been there: the arguments kept are what they made
+            return given if name == self.name else form.on_input(name, args, kwargs)
+
+        with torch.enable_grad():
+            given = self.begin(form, inputs)
+            with form.places.watch(on_input, form.on_output), form:
+                output = form.places.modules[self.name](*self.args, **self.kwargs)
+            results = tuple(_results(output))
+            form.settle(results)
+            found = torch.autograd.grad(results, form.leaves, tuple(upstream), allow_unused=True)
+        self._end()
+        return found
+
+    def _end(self) -> None:
+        """Let go of what the run has made."""
+        self.form.release()
+        del self.form
+        self._stand_ins = ()
+
+    def _check(self, results: Sequence[Tensor]) -> None:
+        """Raise where a run of its own would not be the same."""
+        if any(s._version for s in self._stand_ins):
+            raise ModelError(
+                f"checkpoint: '{self.name}' writes over its input in place, which others may read; "
+                "make its first operation out of place, or leave it out"
+            )
+        sources = self.outer.sources
+        for node in operations.graph(tuple(results)):
+            variable = getattr(node, "variable", None)  # of AccumulateGrad
+            if any(variable is source for source in sources):
+                raise ModelError(
+                    f"checkpoint: '{self.name}' reads a value that depends on the inputs and is "
+                    "none of its arguments; leave it out, or name the module around both"
+                )
+
+
+class _SegmentStep(torch.autograd.Function):
+    """A segment's outputs, whose backward pass runs it again."""
+
+    @staticmethod
+    def forward(ctx: Any, use: _Use, outputs: tuple[Tensor, ...], *inputs: Tensor) -> Any:
+        """Return the outputs."""
+        ctx.use = use
+        ctx.save_for_backward(*inputs)
+        return tuple(t.clone() if t._is_view() else t for t in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return the coefficients of the inputs."""
+        try:
+            inputs = ctx.saved_tensors
+        except RuntimeError as error:
+            raise ModelError(
+                f"checkpoint: the model writes over an input of '{ctx.use.name}', in place, after "
+                "it has run; make that operation out of place"
+            ) from error
+        return None, None, *ctx.use.again(inputs, upstream)
+
+
+def check_names(model: nn.Module, checkpoint: Any) -> frozenset[str]:
+    """Return the names of segments.
+
+    Raises:
+        ModelError: A name is that of no module inside the model.
+    """
+    if isinstance(checkpoint, str) or not isinstance(checkpoint, Iterable):
+        raise ModelError(f"checkpoint is {checkpoint!r}; give a list of names of modules")
+    names = list(checkpoint)
+    known = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "see model.named_modules()"
+            raise ModelError(f"checkpoint: the model has no module {name!r} inside it; {hint}")
+    return frozenset(names)
+
+
+def _results(output: Any) -> list[Tensor]:
+    """Return the tensors of an output that depend on data, each once."""
+    return list({id(t): t for t in tensors_in((output,), {}) if made(t)}.values())
+
+
+def _refusal(layer: str, where: str) -> RuleError:
+    return RuleError(
+        f"checkpoint: the rule on layer '{layer}' gives relevance that is not proportional to the "
+        f"layer's input, which cannot be {where}; let a segment begin behind the layer, or choose "
+        "a proportional rule such as EpsilonRule for it"
+    )
