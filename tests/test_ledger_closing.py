@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -125,7 +125,7 @@ def test_a_layer_used_twice_has_two_records() -> None:
 # torchvision's, every preset ---------------------------------------------------------------------
 
 
-@cache
+@lru_cache(maxsize=2)  # they are large
 def network(name: str, dtype: torch.dtype) -> nn.Module:
     options: dict[str, Any] = {"image_size": 32} if name.startswith("vit") else {}
     with torch.random.fork_rng():
@@ -160,8 +160,8 @@ QUICK = ("epsilon", "epsilon_plus_flat", "epsilon_gamma_box", "lrp_tutorial")
 
 
 @pytest.mark.parametrize("dtype", CLOSES, ids=str)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @pytest.mark.parametrize("preset", QUICK)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_torchvision(name, preset, dtype) -> None:
     model = network(name, dtype)
     x = drawn(2, 3, 32, 32, seed=1).clamp(-5, 5).to(dtype)
@@ -169,9 +169,9 @@ def test_torchvision(name, preset, dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("dtype", CLOSES, ids=str)
 @pytest.mark.parametrize("name", TORCHVISION)
-@pytest.mark.parametrize("preset", PRESETS)
 def test_torchvision_in_every_form(name, preset, dtype) -> None:
     model = network(name, dtype)
     x = drawn(2, 3, 32, 32, seed=1).clamp(-5, 5).to(dtype)

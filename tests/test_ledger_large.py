@@ -1,6 +1,6 @@
 """The ledger closes on whole networks, every preset: what this takes minutes for is marked slow."""
 
-from functools import cache
+from functools import lru_cache
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def preprocessing() -> zoo.Preprocessing:
     return zoo.load("resnet18", "none", 0).preprocessing
 
 
-@cache
+@lru_cache(maxsize=2)  # they are large
 def network(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, zoo.Preprocessing]:
     if name == "efficientnet_lite0":
         loaded = zoo.load(name, "DEFAULT")
