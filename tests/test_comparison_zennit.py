@@ -33,11 +33,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "alexnet": (torchvision.models.alexnet, []),
     "resnet18": (torchvision.models.resnet18, [ResNetCanonizer]),
     "vgg16": (torchvision.models.vgg16, []),
-    "vgg16_bn": (torchvision.models.vgg16_bn, [VGGCanonizer]),
+    "vgg11_bn": (torchvision.models.vgg11_bn, [VGGCanonizer]),
 }
 MERGED, SUMS = "eps of merged batch norms", "stabilizer at additions"
 IF_LEFT = (MERGED,) if LEAVES_EPS else ()
-EXPECTED: dict[str, tuple[str, ...]] = {"resnet18": (*IF_LEFT, SUMS), "vgg16_bn": IF_LEFT}
+EXPECTED: dict[str, tuple[str, ...]] = {"resnet18": (*IF_LEFT, SUMS), "vgg11_bn": IF_LEFT}
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
