@@ -218,9 +218,9 @@ class Interception(TorchFunctionMode, ABC):
         self._count += 1
         return self.on_result(operation, out, result)
 
-    def adopt(self, other: Interception) -> None:
+    def adopt(self, other: Interception, made: list[Operation]) -> None:
         """List the operations of a part of the pass that ran under another form."""
-        self.operations += other.operations
+        self.operations += made
         self._served |= other._served
 
     def take_turn(self, variant: int) -> None:

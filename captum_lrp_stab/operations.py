@@ -5,6 +5,7 @@ say what LRP makes of it; an operation of no kind is non-linear as far as this p
 its plain gradient in gradient form, and is listed as a fallback.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import FunctionType
@@ -161,9 +162,9 @@ def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if not asked:
         return None
     told = {**func.__globals__, **dict.fromkeys(asked, lambda *arguments: False)}
-    copy = FunctionType(func.__code__, told, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
+    body = FunctionType(func.__code__, told, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
 
 
 def argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
@@ -239,5 +240,10 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
         kind: Any = type(value)
         return kind(*items) if hasattr(value, "_fields") else kind(items)
     if isinstance(value, dict):
-        return {key: mapped(change, item) for key, item in value.items()}
+        changed = {key: mapped(change, item) for key, item in value.items()}
+        if type(value) is dict:
+            return changed
+        same_kind: Any = copy.copy(value)  # whose attributes are the items, it may be
+        same_kind.update(changed)
+        return same_kind
     return value
