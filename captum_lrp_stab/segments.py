@@ -23,7 +23,7 @@ from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped, tensors_in
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Site, current_site, hidden_fallbacks
+from captum_lrp_stab.sites import Site, current_site, hidden_fallbacks, is_mergeable
 
 _LEFT_BEHIND = ("site", "order", "padded")
 """Marks that name tensors or layers of another graph."""
@@ -89,6 +89,8 @@ class SegmentedForm(GradientForm):
         """Begin a segment."""
         if self._running is not None and name == self._running.name:
             raise ModelError(f"checkpoint: '{name}' calls itself; leave it out")
+        if self._running is not None:
+            self._missing.discard(name)  # part of the one that is running
         if self._running is not None or name not in self._names:
             return super().on_input(name, args, kwargs)
         with torch._C.DisableTorchFunction():
@@ -182,11 +184,16 @@ class _Use:
         for x, stand_in in zip(self.inputs, self._stand_ins, strict=True):
             # the layer that knows the order is still to be propagated through: it has its tensors
             marks.carry(x, stand_in, ("site", "padded"))
-            if current_site(x) is not None:
-                marks.put(stand_in, "cut", self.name)
+            self._mark_cut(x, stand_in)
         args, kwargs = self._with(self._stand_ins)
         self._arguments, self._given = (args, kwargs), tensors_in(args, kwargs)
         return args, kwargs
+
+    def _mark_cut(self, t: Tensor, new: Tensor) -> None:
+        """Mark what stands for a layer's output, where a batch norm could be one with the layer."""
+        site = current_site(t)
+        if site is not None and is_mergeable(site, t):
+            marks.put(new, "cut", self.name)
 
     def _with(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
         """Return the arguments with other inputs; a list or dict without any stays itself."""
@@ -220,8 +227,7 @@ class _Use:
         for t, new in zip(results, given, strict=True):
             marks.carry(t, new, _LEFT_BEHIND)
             _keep_order(t, new)
-            if current_site(t) is not None:
-                marks.put(new, "cut", self.name)
+            self._mark_cut(t, new)
         memory = Counter(map(_memory, (*self._stand_ins, *results)))
         outer.note_shared(self.name, given, [memory[_memory(t)] > 1 for t in results])
         self._end()
@@ -275,7 +281,7 @@ class _Use:
                 f"checkpoint: '{self.name}' writes over its input in place, which others may read; "
                 "make its first operation out of place, or leave it out"
             )
-        _refuse_inner_values(tuple(results), self.name)
+        _refuse_inner_values(tuple(results), self.form.leaves)
         sources = self.outer.sources
         for node in operations.graph(tuple(results)):
             variable = getattr(node, "variable", None)  # of AccumulateGrad
@@ -367,17 +373,17 @@ def _results(form: GradientForm, output: Any) -> list[Tensor]:
     return list({id(t): t for t in tensors if form.depends_on_input(t)}.values())
 
 
-def _refuse_inner_values(output: Any, inside: str = "") -> None:
+def _refuse_inner_values(output: Any, own: Sequence[Tensor] = ()) -> None:
     """Raise ModelError where an output comes from an inner value of a segment.
 
     Args:
         output: The model's output, or a segment's.
-        inside: The name of the segment, whose own values are no others'.
+        own: The leaves of the run of the segment.
     """
     for node in operations.graph(output):
         variable = getattr(node, "variable", None)  # of AccumulateGrad
         name = None if variable is None else marks.get(variable, "cut")
-        if name is not None and name != inside:
+        if name is not None and not any(variable is leaf for leaf in own):
             raise ModelError(
                 f"checkpoint: a value made in '{name}' is read outside of it, and is not a tensor "
                 "of its output, in tuples, lists or dicts; leave it out, or name the module around "
