@@ -110,33 +110,6 @@ def test_used_twice() -> None:
     assert_as_without(build(lambda: Around(mlp(), twice)), runs=2)
 
 
-@pytest.mark.parametrize("attention", ["cp", "attnlrp"])
-@pytest.mark.parametrize("segment", ["seg", "seg.attention", "seg.norm"])
-def test_attention(attention, segment) -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.LayerNorm(6)
-            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.norm(x)
-            return x + self.attention(y, y, y)[0]
-
-    def tokens(model: Around, x: Tensor) -> Tensor:
-        return model.head(model.seg(model.pre(x.unsqueeze(0) + x.unsqueeze(1))).mean(1))
-
-    assert_as_without(build(lambda: Around(Block(), tokens)), X, (segment,), attention=attention)
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
-def test_recurrent(kind) -> None:
-    def last(model: Around, x: Tensor) -> Tensor:
-        return model.head(model.seg(model.pre(torch.stack([x, x + 1], 1)))[0][:, -1])
-
-    assert_as_without(build(lambda: Around(kind(6, 6, batch_first=True), last)))
-
-
 def test_additional_arguments_and_several_inputs() -> None:
     a = X[:, :4]
     assert_as_without(build(TwoInputs), (a, X[:, 3:]), ("left", "head"), extra=2.0, target=(1, 2))

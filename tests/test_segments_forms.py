@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from networks import build
 from segmented import Around, Part, X, assert_as_without, plain
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Pair(NamedTuple):
@@ -104,3 +104,30 @@ def test_forms(form) -> None:
     runs = 0 if form == "a gate made inside" else 1  # no relevance goes there
     rounding = 1e-13 if form == "the same twice" else 0.0
     assert_as_without(model, X.to(dtype), runs=runs, rounding=rounding, nonfinite="raise")
+
+
+@pytest.mark.parametrize("attention", ["cp", "attnlrp"])
+@pytest.mark.parametrize("segment", ["seg", "seg.attention", "seg.norm"])
+def test_attention(attention, segment) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(6)
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return x + self.attention(y, y, y)[0]
+
+    def tokens(model: Around, x: Tensor) -> Tensor:
+        return model.head(model.seg(model.pre(x.unsqueeze(0) + x.unsqueeze(1))).mean(1))
+
+    assert_as_without(build(lambda: Around(Block(), tokens)), X, (segment,), attention=attention)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent(kind) -> None:
+    def last(model: Around, x: Tensor) -> Tensor:
+        return model.head(model.seg(model.pre(torch.stack([x, x + 1], 1)))[0][:, -1])
+
+    assert_as_without(build(lambda: Around(kind(6, 6, batch_first=True), last)))
