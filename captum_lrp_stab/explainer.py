@@ -163,4 +163,7 @@ def _level_outside() -> int:
 
 
 def _is_inside(module: str) -> bool:
-    return module.split(".")[0] in ("captum", "captum_lrp_stab")
+    # the last is what runs a function that torch.compile leaves alone
+    return module.split(".")[0] in ("captum", "captum_lrp_stab") or module.startswith(
+        "torch._dynamo"
+    )

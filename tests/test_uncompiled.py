@@ -9,6 +9,7 @@ from networks import build
 from several import Several, assert_same
 
 from captum_lrp_stab import LRP, LayerLRP, presets
+from captum_lrp_stab.errors import NonFiniteRelevanceWarning
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 
@@ -46,6 +47,14 @@ def test_the_result_is_the_same(way) -> None:
 
     assert_same(outer(X), WAYS[way](*explainers, X.sin() * 2), tolerance=0)
     assert compiled > 0  # the control: torch.compile did something
+
+
+def test_a_warning_is_of_the_users_line() -> None:
+    model = torch.nn.Linear(3, 2, bias=False)
+    x = torch.full((1, 3), 3e38)
+    with pytest.warns(NonFiniteRelevanceWarning) as caught:
+        LRP(model).attribute(x, target=0)
+    assert [w.filename for w in caught] == [__file__]
 
 
 def test_importing_does_not_load_the_compiler() -> None:
