@@ -51,6 +51,7 @@ def test_the_result_is_the_same(way) -> None:
 
 def test_a_warning_is_of_the_users_line() -> None:
     model = torch.nn.Linear(3, 2, bias=False)
+    torch.nn.init.constant_(model.weight, 3.0)
     x = torch.full((1, 3), 3e38)
     with pytest.warns(NonFiniteRelevanceWarning) as caught:
         LRP(model).attribute(x, target=0)
