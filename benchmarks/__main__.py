@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import drawing, report
+from benchmarks.reading import read
 from benchmarks.running import run
 from benchmarks.settings import DEVICES, DTYPES, Settings
 from captum_lrp_stab.document import Picture
@@ -40,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     add("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
     add("--no-many", dest="many", action="store_false", help="leave several targets at once out")
     add("--quick", action="store_true", help="one tiny network, to see that everything runs")
+    add(
+        "--read",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="report on runs that --json has kept, as one, and measure nothing",
+    )
     add("--json", type=Path, metavar="FILE")
     add("--markdown", type=Path, metavar="FILE")
     add("--plot", type=_png, metavar="FILE.png")
@@ -70,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: torch finds no GPU; give --device cpu", file=sys.stderr)
         return 2
     try:
-        results = run(settings, lambda text: print(text, file=sys.stderr, flush=True))
+        if given.read:
+            results = read(given.read)
+        else:
+            results = run(settings, lambda text: print(text, file=sys.stderr, flush=True))
     except (LRPError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

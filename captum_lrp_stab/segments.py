@@ -7,59 +7,17 @@ forward pass to see what its operations get, in the backward pass to propagate t
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", sec. 3.
 """
 
-from __future__ import annotations
-
 import difflib
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import marks, operations, ties
-from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.operations import mapped, tensors_in
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Site, current_site, hidden_fallbacks, is_mergeable
-
-_LEFT_BEHIND = ("site", "order", "padded")
-"""Marks that name tensors or layers of another graph."""
-
-
-class _Inside(GradientForm):
-    """The gradient form in one run of a segment.
-
-    Args:
-        outer: The form of the pass.
-        segment: The segment's name.
-    """
-
-    def __init__(self, outer: SegmentedForm, segment: str) -> None:
-        super().__init__(outer.model, *outer.rule_sets)
-        self.turn, self.optimize, self.store = outer.turn, outer.optimize, outer.store
-        self.segment = segment
-
-    def begin(self, inputs: Iterable[Tensor], of_the_model: Iterable[bool]) -> tuple[Tensor, ...]:
-        """Return stand-ins for what depends on the model's inputs, and may be one of these."""
-        self.prepare((), (), None)
-        self._is_last = True
-        self.leaves = self.sources = tuple(x.detach().requires_grad_() for x in inputs)
-        for leaf in self.leaves:
-            marks.put(leaf, "cut", self.segment)
-        stand_ins = tuple(leaf.clone() for leaf in self.leaves)
-        self._carried = [
-            (s, s._version, torch.zeros((), dtype=s.dtype, device=s.device).expand_as(s))
-            for s, direct in zip(stand_ins, of_the_model, strict=True)
-            if direct
-        ]
-        return stand_ins
-
-    def carrier_of(self, site: Site) -> None:
-        """Raise RuleError: there is no way out for what it would carry."""
-        raise _refusal(site.name, f"inside segment '{self.segment}'")
+from captum_lrp_stab.segment_runs import Inside, Use, refusal, refuse_inner_values
 
 
 class SegmentedForm(GradientForm):
@@ -76,7 +34,7 @@ class SegmentedForm(GradientForm):
         self.model = model
         self._names = frozenset(checkpoint)
         self._missing = set(checkpoint)
-        self._running: _Use | None = None
+        self._running: Use | None = None
         self._shared: list[tuple[str, Tensor, int]] = []  # outputs in the memory of others
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,11 +52,11 @@ class SegmentedForm(GradientForm):
         if self._running is not None or name not in self._names:
             return super().on_input(name, args, kwargs)
         with torch._C.DisableTorchFunction():
-            use = _Use(self, name, args, kwargs)
+            use = Use(self, name, args, kwargs)
             if not use.inputs:
                 return args, kwargs  # nothing of the input takes part in it
             self._missing.discard(name)
-            form = _Inside(self, name)
+            form = Inside(self, name)
             form.places = self.places  # whose hooks are those of the pass
             given = use.begin(form, use.inputs)
         self._running = use
@@ -133,10 +91,10 @@ class SegmentedForm(GradientForm):
                     "operation out of place, or leave the segment out"
                 )
         self._shared.clear()
-        _refuse_inner_values(output)
+        refuse_inner_values(output)
         direct = [site for site in self._direct_sites if not site.reads_input]
         if direct:
-            raise _refusal(direct[0].name, "the output of a segment")
+            raise refusal(direct[0].name, "the output of a segment")
         super().settle(output, whole)
 
     def note_shared(self, name: str, given: Sequence[Tensor], shared: Sequence[bool]) -> None:
@@ -149,171 +107,6 @@ class SegmentedForm(GradientForm):
         """
         aliases = [t.detach() for t, is_shared in zip(given, shared, strict=True) if is_shared]
         self._shared += [(name, t, t._version) for t in aliases]
-
-
-class _Use:
-    """One run of a segment in a pass, and what it takes to run it again."""
-
-    def __init__(self, outer: SegmentedForm, name: str, args: Any, kwargs: Any) -> None:
-        self.outer, self.name = outer, name
-        self.args, self.kwargs = args, kwargs
-        unique = {id(t): t for t in tensors_in(args, kwargs) if outer.depends_on_input(t)}
-        self.inputs = tuple(unique.values())
-        self.form: _Inside
-        self._are_inputs = tuple(map(outer.reads_input, self.inputs))
-        self._stand_ins: tuple[Tensor, ...] = ()
-        self._arguments: tuple[Any, Any] = (), {}
-        self._given: list[Tensor] = []  # what the segment gets, to see whether it changes that
-        self._values: list[_Values] = []  # of the outputs
-        device = self.inputs[0].device.type if self.inputs else "cpu"
-        self._autocast = torch.autocast(
-            device,
-            torch.get_autocast_dtype(device),
-            torch.is_autocast_enabled(device),
-        )
-
-    def begin(self, form: _Inside, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """Return what the segment gets in place of its arguments.
-
-        Args:
-            form: The one it runs under.
-            inputs: The values of those that depend on the model's inputs.
-        """
-        self.form = form
-        self._stand_ins = form.begin(inputs, self._are_inputs)
-        for x, stand_in in zip(self.inputs, self._stand_ins, strict=True):
-            # the layer that knows the order is still to be propagated through: it has its tensors
-            marks.carry(x, stand_in, ("site", "padded"))
-            self._mark_cut(x, stand_in)
-        args, kwargs = self._with(self._stand_ins)
-        self._arguments, self._given = (args, kwargs), tensors_in(args, kwargs)
-        return args, kwargs
-
-    def _mark_cut(self, t: Tensor, new: Tensor) -> None:
-        """Mark what stands for a layer's output, where a batch norm could be one with the layer."""
-        site = current_site(t)
-        if site is not None and is_mergeable(site, t):
-            marks.put(new, "cut", self.name)
-
-    def _with(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
-        """Return the arguments with other inputs; a list or dict without any stays itself."""
-        places = {id(x): new for x, new in zip(self.inputs, inputs, strict=True)}
-
-        def changed(value: Any) -> Any:
-            if not any(id(t) in places for t in tensors_in((value,), {})):
-                return value
-            return mapped(lambda t: places.get(id(t), t), value)
-
-        return tuple(map(changed, self.args)), {k: changed(v) for k, v in self.kwargs.items()}
-
-    def finish(self, output: Any) -> Any:
-        """Return what the segment gives in place of its output, and let go of what it made."""
-        form, outer = self.form, self.outer
-        results = _results(form, output)
-        if results:
-            self._check(results)
-        form.settle(tuple(results))
-        made_here = form.operations + hidden_fallbacks(tuple(results))
-        outer.adopt(form, made_here)
-        if not results:  # also where the forward pass has ended with an error
-            self._end()
-            return output
-        self._values = list(map(_Values, results))
-        given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self.inputs)
-        for operation in made_here:
-            if operation.reached:  # from the outputs; whether these are, the whole graph says
-                operation.nodes = (given[0].grad_fn,)
-        places = {id(t): new for t, new in zip(results, given, strict=True)}
-        for t, new in zip(results, given, strict=True):
-            marks.carry(t, new, _LEFT_BEHIND)
-            _keep_order(t, new)
-            self._mark_cut(t, new)
-        memory = Counter(map(_memory, (*self._stand_ins, *results)))
-        outer.note_shared(self.name, given, [memory[_memory(t)] > 1 for t in results])
-        self._end()
-        return mapped(lambda t: places.get(id(t), t), output)
-
-    def again(self, inputs: tuple[Tensor, ...], upstream: Sequence[Tensor | None]) -> Any:
-        """Run the segment again and return the coefficients of its inputs."""
-        form = _Inside(self.outer, self.name)
-        module = form.places.modules[self.name]
-
-        def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            # hooks of the user's have been there: the arguments kept are what they made
-            return given if name == self.name else form.on_input(name, args, kwargs)
-
-        with torch.enable_grad():
-            given = self.begin(form, inputs)
-            # what such hooks get, and may write to
-            spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
-            args, kwargs = self._with(spare)
-            with self._autocast, form.places.watch(on_input, form.on_output), form:
-                output = module(*args, **kwargs)
-            results = _results(form, output)
-            if list(map(_Values, results)) != self._values:
-                raise ModelError(
-                    f"checkpoint: '{self.name}' gave other values when it ran again, as where it "
-                    "keeps a state, or reads what is written to after it; leave it out"
-                )
-            form.settle(tuple(results))
-            pairs = [(t, c) for t, c in zip(results, upstream, strict=True) if c is not None]
-            outputs, coefficients = zip(*pairs, strict=True)
-            found = torch.autograd.grad(outputs, form.leaves, coefficients, allow_unused=True)
-        self._end()
-        return found
-
-    def _end(self) -> None:
-        """Let go of what the run has made."""
-        self.form.release()
-        del self.form
-        self._stand_ins = ()
-        self._arguments, self._given = ((), {}), []
-
-    def _check(self, results: Sequence[Tensor]) -> None:
-        """Raise where a run of its own would not be the same."""
-        now = tensors_in(*self._arguments)
-        if list(map(id, now)) != list(map(id, self._given)):
-            raise ModelError(
-                f"checkpoint: '{self.name}' changes a list or dict that it is given; leave it out"
-            )
-        if any(s._version for s in self._stand_ins):
-            raise ModelError(
-                f"checkpoint: '{self.name}' writes over its input in place, which others may read; "
-                "make its first operation out of place, or leave it out"
-            )
-        _refuse_inner_values(tuple(results), self.form.leaves)
-        sources = self.outer.sources
-        for node in operations.graph(tuple(results)):
-            variable = getattr(node, "variable", None)  # of AccumulateGrad
-            if any(variable is source for source in sources):
-                raise ModelError(
-                    f"checkpoint: '{self.name}' reads a value that depends on the inputs and is "
-                    "none of its arguments; leave it out, or name the module around both"
-                )
-
-
-class _SegmentStep(torch.autograd.Function):
-    """A segment's outputs, whose backward pass runs it again."""
-
-    @staticmethod
-    def forward(ctx: Any, use: _Use, outputs: tuple[Tensor, ...], *inputs: Tensor) -> Any:
-        """Return the outputs."""
-        ctx.set_materialize_grads(False)  # through what nobody reads no coefficient passes
-        ctx.use = use
-        ctx.save_for_backward(*inputs)
-        return tuple(t.clone() if t._is_view() else t for t in outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        """Return the coefficients of the inputs."""
-        try:
-            inputs = ctx.saved_tensors
-        except RuntimeError as error:
-            raise ModelError(
-                f"checkpoint: the model writes over an input of '{ctx.use.name}', in place, after "
-                "it has run; make that operation out of place"
-            ) from error
-        return None, None, *ctx.use.again(inputs, upstream)
 
 
 def check_names(model: nn.Module, checkpoint: Any) -> frozenset[str]:
@@ -332,68 +125,3 @@ def check_names(model: nn.Module, checkpoint: Any) -> frozenset[str]:
             hint = f"did you mean {', '.join(close)}?" if close else "see model.named_modules()"
             raise ModelError(f"checkpoint: the model has no module {name!r} inside it; {hint}")
     return frozenset(names)
-
-
-class _Values:
-    """What is kept of an output's values, to see that a second run gives the same."""
-
-    def __init__(self, t: Tensor) -> None:
-        t = t.detach()
-        self.kind = t.shape, t.dtype, t.device
-        wide = None if t.is_complex() else torch.float64
-        self.total = t.sum(dtype=wide)
-        self.margin = torch.finfo(t.dtype).eps ** 0.5 * torch.linalg.vector_norm(t, 1, dtype=wide)
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the values are the same, up to rounding."""
-        if not isinstance(other, _Values) or self.kind != other.kind:
-            return False
-        if not self.margin.isfinite():
-            return not bool(other.margin.isfinite())
-        return bool((self.total - other.total).abs() <= self.margin)
-
-
-def _memory(t: Tensor) -> int:
-    """Return what is the same for tensors that share their memory."""
-    return t.untyped_storage().data_ptr() if t.numel() else id(t)
-
-
-def _keep_order(t: Tensor, new: Tensor) -> None:
-    """Let a max pool behind the segment choose between equals as the layer in it would."""
-    order = ties.order_of(t)
-    if order is not None:
-        site, version = order
-        alone = replace(site, x=site.x.detach(), z=None, memo=None)  # without the graph
-        marks.put(new, "order", (alone, version))
-
-
-def _results(form: GradientForm, output: Any) -> list[Tensor]:
-    """Return the tensors of an output that depend on a segment's inputs, each once."""
-    tensors = tensors_in((output,), {})
-    return list({id(t): t for t in tensors if form.depends_on_input(t)}.values())
-
-
-def _refuse_inner_values(output: Any, own: Sequence[Tensor] = ()) -> None:
-    """Raise ModelError where an output comes from an inner value of a segment.
-
-    Args:
-        output: The model's output, or a segment's.
-        own: The leaves of the run of the segment.
-    """
-    for node in operations.graph(output):
-        variable = getattr(node, "variable", None)  # of AccumulateGrad
-        name = None if variable is None else marks.get(variable, "cut")
-        if name is not None and not any(variable is leaf for leaf in own):
-            raise ModelError(
-                f"checkpoint: a value made in '{name}' is read outside of it, and is not a tensor "
-                "of its output, in tuples, lists or dicts; leave it out, or name the module around "
-                "both"
-            )
-
-
-def _refusal(layer: str, where: str) -> RuleError:
-    return RuleError(
-        f"checkpoint: the rule on layer '{layer}' gives relevance that is not proportional to the "
-        f"layer's input, which cannot be {where}; let a segment begin behind the layer, or choose "
-        "a proportional rule such as EpsilonRule for it"
-    )
