@@ -20,7 +20,7 @@ from captum_lrp_stab import (
     GammaRule,
     WSquareRule,
     presets,
-    segments,
+    segment_runs,
 )
 from captum_lrp_stab.errors import FallbackError, NonFiniteRelevanceError
 
@@ -88,7 +88,7 @@ def test_a_pool_chooses_between_equals_as_without(segment, monkeypatch) -> None:
     x = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
     rules = presets.epsilon(epsilon=0.01)
     assert_as_without(model, x, (segment,), rules=rules)
-    monkeypatch.setattr(segments, "_keep_order", lambda *_: None)  # the control: there are some
+    monkeypatch.setattr(segment_runs, "_keep_order", lambda *_: None)  # the control: there are some
     same = torch.equal(relevance(model, x, (), rules), relevance(model, x, ("0",), rules))
     assert not same
 
