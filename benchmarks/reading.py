@@ -61,14 +61,14 @@ def _joined(one: Results, other: Results, path: Path) -> Results:
     order = list(Settings().models)
     ordered = sorted(rows.values(), key=lambda row: _place(row, order))
     many = {(found.model, found.name): found for found in (*one.many, *other.many)}
-    rounds = min(one.settings.rounds, other.settings.rounds)
-    return Results(
-        one.machine,
-        replace(one.settings, rounds=rounds),
-        {**one.weights, **other.weights},
-        tuple(ordered),
-        tuple(many.values()),
+    settings = replace(
+        one.settings,
+        models=tuple(dict.fromkeys(row.model for row in ordered)),
+        batches=tuple(sorted({row.batch for row in ordered})),
+        rounds=min(one.settings.rounds, other.settings.rounds),
     )
+    weights = {**one.weights, **other.weights}
+    return Results(one.machine, settings, weights, tuple(ordered), tuple(many.values()))
 
 
 def _place(row: Row, order: list[str]) -> tuple[int, str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import drawing, report
 from benchmarks.correctness import OK, WRONG, Correctness
 from benchmarks.many import TARGETED, Many
 from benchmarks.memory import Memory
@@ -50,6 +50,8 @@ def test_runs_are_put_together(tmp_path) -> None:
     assert found.many == FIRST.many
     assert found.weights == {"vgg16": "random", "vit_b_16": "random"}
     assert found.settings.rounds == 2  # all rows have at least so many
+    assert (found.settings.models, found.settings.batches) == (("vgg16", "vit_b_16"), (1, 4))
+    assert drawing.draw(found).axes  # which needs to know all of them
 
 
 def test_the_later_file_counts(tmp_path) -> None:
