@@ -50,19 +50,12 @@ def _methods(rows: Sequence[Row]) -> list[str]:
 
 
 def _panel(ax: Axes, rows: Sequence[Row], names: list[str], batches: Sequence[int]) -> None:
+    unmeasured: dict[str, str] = {}  # why, said once for all batch sizes
     for row in rows:
         offset = 0.16 * (batches.index(row.batch) - (len(batches) - 1) / 2)
         place = names.index(row.method) + offset
         if row.timing is None:
-            if row.batch == batches[0]:
-                ax.annotate(
-                    row.correctness.verdict,
-                    (0.01, names.index(row.method)),
-                    xycoords=("axes fraction", "data"),
-                    va="center",
-                    fontsize=8,
-                    color="0.35",
-                )
+            unmeasured.setdefault(row.method, row.correctness.verdict)
             continue
         spread, colour = row.timing.multiple, _COLOURS.get(row.library, PALETTE[-1])
         ax.plot([spread.low, spread.high], [place, place], color=colour, linewidth=1.4, alpha=0.6)
@@ -79,6 +72,15 @@ def _panel(ax: Axes, rows: Sequence[Row], names: list[str], batches: Sequence[in
             ax.plot(
                 spread.median, place, marker="x", markersize=9, color="black", markeredgewidth=1
             )
+    for method, verdict in unmeasured.items():
+        ax.annotate(
+            verdict,
+            (0.01, names.index(method)),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color="0.35",
+        )
     ax.axvline(1, color="0.5", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set_ylim(len(names) - 0.4, -0.6)
