@@ -52,11 +52,12 @@ def _joined(one: Results, other: Results, path: Path) -> Results:
     rows = {(row.model, row.batch, row.method): row for row in one.rows}
     for row in other.rows:
         known = rows.get((row.model, row.batch, row.method), row)
+        memory = row if row.memory is not None else known  # and what it is a multiple of
         rows[row.model, row.batch, row.method] = replace(
             row,
             timing=row.timing or known.timing,
-            memory=row.memory or known.memory,
-            unit=row.unit or known.unit,
+            memory=memory.memory,
+            unit=memory.unit,
         )
     order = list(Settings().models)
     ordered = sorted(rows.values(), key=lambda row: _place(row, order))

@@ -122,7 +122,8 @@ def _faster(rows: Rows) -> Iterable[tuple[str, str, float, str]]:
     """Yield library, rules, how many times longer it takes than this package, and where."""
     for own, other in _pairs(rows):
         if own.timing is not None and other.timing is not None:
-            factor = other.timing.seconds.median / own.timing.seconds.median
+            # of multiples: the two may have been timed in different runs
+            factor = other.timing.multiple.median / own.timing.multiple.median
             yield other.library, other.rules, factor, _where(other)
 
 

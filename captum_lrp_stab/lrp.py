@@ -213,7 +213,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             or of any operation that :func:`captum_lrp_stab.plan` lists, such as ``"add_0"`` or
             ``"encoder.softmax_0"``. Or a list of these, all in one pass; or None for every leaf
             module that takes part in the pass (afterwards listed in ``layers``).
-        rules: See :class:`LRP`; likewise the other arguments.
+        rules: See :class:`LRP`; likewise the other arguments, of which ``checkpoint`` is none.
 
     Raises:
         ModelError: See :class:`LRP`; or ``layer`` is no module of the model.

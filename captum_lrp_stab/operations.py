@@ -244,6 +244,7 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
         if type(value) is dict:
             return changed
         same_kind: Any = copy.copy(value)  # whose attributes are the items, it may be
-        same_kind.update(changed)
+        for key, item in changed.items():  # some have no update
+            same_kind[key] = item
         return same_kind
     return value

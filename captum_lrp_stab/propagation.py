@@ -121,11 +121,12 @@ def propagate_many(
         optimize: Take the short ways, where there are some.
         store: Keeps what is made of parameters.
         after: Called after each backward pass, while probes and observer hold what they saw of it
-            and the operations have its rules. An optimized pass without an observer may be run
-            again, all of it.
+            and the operations have its rules; give an observer with it: without one, a pass that
+            is not finite is run again, all of it.
 
     Returns:
-        For each set of rules, one result for each target.
+        For each set of rules, one result for each target. Those of one pass list the same
+        operations, with the rules of the last set.
     """
     options: Any = {"strict": strict, "form": form, "optimize": optimize, "store": store}
     options |= {"probes": probes, "observer": observer, "after": after}
@@ -138,6 +139,7 @@ def propagate_many(
     turns = [(v, target) for v in range(len(rule_sets)) for target in targets]
     mode = form(model, *rule_sets)
     done = []
+    finite = True
     with torch.inference_mode(False), torch.enable_grad():
         output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if mode.stretch is not None and len(rule_sets) > 1:
@@ -155,12 +157,13 @@ def propagate_many(
             score = score_of(output, target)
             relevances = mode.relevances(score, is_last=turn == len(turns))
             done.append(Propagation(score.detach(), relevances, mode.operations))
+            finite = finite and _is_finite(done[-1], probes)
             after(done[-1])
             if turn < len(turns):
                 mode.forget_relevance()
         mode.release()
         del output, score
-    if optimize and observer is None and not _are_finite(done, probes):
+    if optimize and observer is None and not finite:
         options |= {"rule_sets": rule_sets, "optimize": False, "store": None}
         return propagate_many(model, inputs, targets, additional_forward_args, **options)
     return done
@@ -195,9 +198,9 @@ def _can_share(model: nn.Module, rule_sets: Sequence[RuleSet]) -> bool:
     return len(set(map(naming, rule_sets))) == 1
 
 
-def _are_finite(done: Iterable[Propagation], probes: Iterable[Probe]) -> bool:
+def _is_finite(done: Propagation, probes: Iterable[Probe]) -> bool:
     noted = [R for probe in probes for R in probe.relevances if R is not None]
-    return all(p.is_finite for p in done) and all(bool(R.isfinite().all()) for R in noted)
+    return done.is_finite and all(bool(R.isfinite().all()) for R in noted)
 
 
 def operations_of(

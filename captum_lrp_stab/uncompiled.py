@@ -19,11 +19,12 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is None:
+        # without it where another thread is just importing the module
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        if disable is None:
             return function(*args, **kwargs)
         if not known:
-            known.append(dynamo.disable(function))
+            known.append(disable(function))
         return known[0](*args, **kwargs)
 
     return wrapper

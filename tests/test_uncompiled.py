@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from several import Several, assert_same
 
 from captum_lrp_stab import LRP, LayerLRP, presets
 from captum_lrp_stab.errors import NonFiniteRelevanceWarning
+from captum_lrp_stab.uncompiled import uncompiled
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 
@@ -56,6 +58,12 @@ def test_a_warning_is_of_the_users_line() -> None:
     with pytest.warns(NonFiniteRelevanceWarning) as caught:
         LRP(model).attribute(x, target=0)
     assert [w.filename for w in caught] == [__file__]
+
+
+def test_another_thread_may_be_importing_the_compiler(monkeypatch) -> None:
+    half = types.ModuleType("torch._dynamo")  # without what it is going to have
+    monkeypatch.setitem(sys.modules, "torch._dynamo", half)
+    assert uncompiled(lambda x: x + 1)(1) == 2
 
 
 def test_importing_does_not_load_the_compiler() -> None:

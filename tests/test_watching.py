@@ -1,7 +1,7 @@
 """LayerLRP looks without changing what it sees: aliases, writes in place, keywords, structures."""
 
 import gc
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
@@ -248,3 +248,44 @@ def test_watching_leaves_no_tensor_behind() -> None:
     before = alive()
     watch()
     assert alive() <= before
+
+
+class Record(OrderedDict):
+    """A dict that shows its items as attributes, and must not be updated otherwise."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("set the items one by one")
+
+    def __setitem__(self, key, value) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class Giving(nn.Linear):
+    """A layer that gives a record."""
+
+    def forward(self, x: Tensor) -> Record:
+        record = Record()
+        record["h"] = super().forward(x)
+        return record
+
+
+class Reading(nn.Linear):
+    """A layer that reads one."""
+
+    def forward(self, record: Record) -> Tensor:
+        return super().forward(record.h)
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+def test_a_dict_of_another_kind_keeps_it(at_input) -> None:
+    def of(first, second) -> nn.Module:
+        return nn.Sequential(nn.Sequential(first), nn.Sequential(second))
+
+    model = build(lambda: of(Giving(6, 6), Reading(6, 3)))
+    plain = build(lambda: of(nn.Linear(6, 6), nn.Linear(6, 3)))
+    layers = [LayerLRP(m, m[int(at_input)], presets.epsilon()) for m in (model, plain)]
+    inner, expected = (
+        layer.attribute(X, target=1, attribute_to_layer_input=at_input) for layer in layers
+    )
+    assert relative_error(inner, expected) < 1e-12

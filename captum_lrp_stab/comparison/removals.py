@@ -150,6 +150,8 @@ def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
 class StabilizedAdditions(GradientForm):
     """The gradient form, with zennit's stabilizer at additions: c times z / (z + 1e-6 sign z)."""
 
+    has_factors = False  # step by step, as zennit does
+
     def mixing(self, operation: Operation, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation that mixes its inputs."""
         if operation.kind not in ADDITIONS:
