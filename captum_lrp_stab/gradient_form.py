@@ -23,84 +23,9 @@ from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage
 from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes
 from captum_lrp_stab.sites import Operation, Site, current_site
+from captum_lrp_stab.steps import FactorStep, RuleStep
 from captum_lrp_stab.stretch import Stretch, stretch_of
 from captum_lrp_stab.treatments.arguments import first, rest
-
-
-class _RuleStep(torch.autograd.Function):
-    """A layer's output whose backward pass is the coefficient of its rule."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, form: "GradientForm"
-    ) -> Tensor:
-        """Return the layer's own output."""
-        z = call()
-        if z._is_view():  # an in-place operation on the output of a Function must not meet a view
-            z = z.clone()
-        site.keep(z)
-        ctx.save_for_backward(x)
-        ctx.site, ctx.form, ctx.has_carrier = site, form, carrier is not None
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Return the coefficient for x, or the relevance for the carrier."""
-        site, c = ctx.site, upstream[0]
-        try:
-            (x,) = ctx.saved_tensors
-        except RuntimeError as error:
-            raise ModelError(
-                f"layer '{site.name}': the model writes over the layer's input, in place, after "
-                "the layer has read it; make that operation out of place"
-            ) from error
-        form: GradientForm = ctx.form
-        result = form.handed_down(site, x, c)
-        direct = ctx.has_carrier and not site.rule.proportional
-        gradients = (None, result) if direct else (result, None)
-        return *gradients, None, None, None
-
-
-class _FactorStep(torch.autograd.Function):
-    """An activation whose backward pass multiplies by g(z) / z."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z: Tensor,
-        slope: float,
-        g: Callable[[Tensor], Tensor],
-        kept: Tensor | None,
-        site: Site | None,
-    ) -> Tensor:
-        """Return ``g(z)``."""
-        y = g(z)
-        if kept is not None:  # g has written over z
-            ctx.mark_dirty(z)
-        ctx.save_for_backward(z if kept is None else kept)
-        ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
-        ctx.slope, ctx.g, ctx.site = slope, g, site
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Return ``c * g(z) / z``."""
-        try:
-            (z,) = ctx.saved_tensors
-        except RuntimeError as error:
-            raise ModelError(
-                "the model writes over the input of an activation, in place, after the activation "
-                "has read it; make that operation out of place"
-            ) from error
-        y = ctx.y
-        if y._version != ctx.version:  # written over since
-            y = ctx.g(z.clone() if ctx.in_place else z)
-        c, site = upstream[0], ctx.site
-        if site is not None and site.readers < 2 and c.shape == y.shape:
-            site.activation = y  # the layer below does the same in fewer steps
-        else:
-            c = activations.scaled(c, z, y, ctx.slope)
-        return c, None, None, None, None
 
 
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
@@ -212,7 +137,7 @@ class GradientForm(Interception):
         """Let go of the tensors of the pass: their graph holds what notes relevance."""
         self._carried.clear()
         self.leaves = self.carriers = self.sources = ()
-        self._probes = Probes((), weakref.proxy(self))
+        del self._probes
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)
@@ -245,7 +170,7 @@ class GradientForm(Interception):
         """Return the layer's output with its rule as backward pass."""
         proportional = all(rule.proportional for rule in site.rules)
         carrier = None if proportional else self.carrier_of(site)
-        out: Tensor = _RuleStep.apply(site.x, carrier, call, site, self)
+        out: Tensor = RuleStep.apply(site.x, carrier, call, site, self)
         if self.observer is not None:
             self.observer.forward(site.operation, site.x, out, out)
         return out
@@ -304,7 +229,7 @@ class GradientForm(Interception):
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
         site = self._layer_of(z)
-        return _FactorStep.apply(z, slope, g, None, site)  # type: ignore[no-any-return]
+        return FactorStep.apply(z, slope, g, None, site)  # type: ignore[no-any-return]
 
     def _layer_of(self, z: Tensor) -> Site | None:
         """Return the layer whose output ``z`` is, if it can do the activation's step too."""
@@ -319,7 +244,7 @@ class GradientForm(Interception):
         # a custom function must not write to a view; other forms have activations of their own
         if z._is_view() or not self.has_factors:
             return super().activation_in_place(z, slope, g, kept)
-        out: Any = _FactorStep.apply(z, slope, g, kept, self._layer_of(z))
+        out: Any = FactorStep.apply(z, slope, g, kept, self._layer_of(z))
         out.grad_fn.version = out._version  # which autograd has raised once more
         return out  # type: ignore[no-any-return]
 

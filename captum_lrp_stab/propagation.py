@@ -139,7 +139,8 @@ def propagate_many(
     turns = [(v, target) for v in range(len(rule_sets)) for target in targets]
     mode = form(model, *rule_sets)
     done = []
-    finite = True
+    may_fail = optimize and observer is None  # what is short is so for finite values
+    failed = False
     with torch.inference_mode(False), torch.enable_grad():
         output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if mode.stretch is not None and len(rule_sets) > 1:
@@ -157,13 +158,13 @@ def propagate_many(
             score = score_of(output, target)
             relevances = mode.relevances(score, is_last=turn == len(turns))
             done.append(Propagation(score.detach(), relevances, mode.operations))
-            finite = finite and _is_finite(done[-1], probes)
+            failed = failed or (may_fail and not _is_finite(done[-1], probes))
             after(done[-1])
             if turn < len(turns):
                 mode.forget_relevance()
         mode.release()
         del output, score
-    if optimize and observer is None and not finite:
+    if failed:
         options |= {"rule_sets": rule_sets, "optimize": False, "store": None}
         return propagate_many(model, inputs, targets, additional_forward_args, **options)
     return done
