@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.contenders import GRADIENT
-from benchmarks.correctness import OK, WRONG
+from benchmarks.correctness import DIFFERENT, OK, WRONG
 from benchmarks.records import Results, Row
 from captum_lrp_stab.panels import PALETTE
 
@@ -20,7 +20,10 @@ _WIDTH, _LINE, _FRAME = 9.0, 0.24, 0.75  # inches
 
 
 def draw(results: Results) -> Figure:
-    """Return the figure: dots for medians, bars for quartiles, crosses for wrong results."""
+    """Return the figure: dots for medians, bars for quartiles, crosses for wrong results.
+
+    Hollow ones are of a library that means another result.
+    """
     rows = [row for row in results.rows if row.library != GRADIENT]
     models = list(dict.fromkeys(row.model for row in rows))
     names = {model: _methods([r for r in rows if r.model == model]) for model in models}
@@ -101,4 +104,11 @@ def _legend(rows: Sequence[Row], batches: Sequence[int]) -> list[Line2D]:
     ]
     if any(row.correctness.verdict == WRONG for row in rows):
         handles.append(Line2D([], [], marker="x", color="black", label="wrong result", **style))
+    if any(row.correctness.verdict == DIFFERENT and row.timing is not None for row in rows):
+        hollow: dict[str, Any] = {
+            "color": "0.4",
+            "markerfacecolor": "white",
+            "label": "another rule's result",
+        }
+        handles.append(Line2D([], [], marker="o", **hollow, **style))
     return handles

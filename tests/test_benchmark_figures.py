@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import report
+from benchmarks import drawing, report
 from benchmarks.contenders import select
-from benchmarks.correctness import OK, WRONG, Correctness
+from benchmarks.correctness import DIFFERENT, OK, WRONG, Correctness
 from benchmarks.many import STABILIZED, TARGETED, Many
 from benchmarks.memory import Memory
 from benchmarks.records import Results, Row
@@ -146,3 +146,13 @@ def test_targets_of_several_in_one_call() -> None:
     assert outcome(results, f"time of {TARGETED}").status == MET
     elsewhere = replace(results, settings=Settings(size=64))
     assert outcome(elsewhere, f"time of {TARGETED}").status == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"), [(OK, None), (WRONG, "wrong result"), (DIFFERENT, "another rule's result")]
+)
+def test_the_legend_says_what_a_result_is(verdict: str, said: str | None) -> None:
+    row = timed(2.0, library="autolrp", correctness=Correctness(verdict))
+    (legend,) = drawing.draw(results_of(timed(1.0), row)).legends
+    labels = [text.get_text() for text in legend.get_texts() if "result" in text.get_text()]
+    assert labels == ([] if said is None else [said])
