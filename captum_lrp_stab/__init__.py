@@ -1,6 +1,6 @@
 """Layer-wise relevance propagation with injectable stabilizers, as a plugin for Captum."""
 
-from captum_lrp_stab import presets, stabilizers, types
+from captum_lrp_stab import presets, stabilizers, types, visualize
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.attachment import attach_rules
 from captum_lrp_stab.comparison import compare
@@ -39,4 +39,5 @@ __all__ = [
     "presets",
     "stabilizers",
     "types",
+    "visualize",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lrp_stab.investigation import Finding, Investigation
-from captum_lrp_stab.panels import COLOURS, NONFINITE, title
+from captum_lrp_stab.panels import overlay, scale_by_share, title
 
 _MOST_COLUMNS = 3
 _PANEL = 3.2  # inches
@@ -86,40 +86,9 @@ def _show_finding(
     figure: Figure, ax: Axes, picture: NDArray[np.uint8], finding: Finding, heatmap: Tensor
 ) -> None:
     values = heatmap.numpy()
-    finite = np.isfinite(values)
-    shown = np.where(finite, values, 0.0)
-    largest = np.abs(shown).max()
-    if largest > 0:
-        shown = shown / largest
-        shown = shown / np.abs(shown).mean()  # Captum warns where the scale is nearly 0
-        visualization.visualize_image_attr(
-            shown[..., None],  # Captum 0.8 wants channels
-            picture,
-            method="blended_heat_map",
-            sign="all",
-            plt_fig_axis=(figure, ax),
-            cmap=COLOURS,
-            alpha_overlay=1.0,
-            outlier_perc=_SATURATED,
-            use_pyplot=False,
-        )
-        ax.images[0].set_clim(-400, 255)  # the picture, faded
-    else:
-        _show_picture(figure, ax, np.repeat(picture.mean(2, keepdims=True), 3, 2).astype(np.uint8))
-    if not finite.all():
-        ax.imshow(np.where(finite[..., None], 0.0, np.array(NONFINITE)))
-        ax.text(
-            0.5,
-            0.5,
-            _what_is_not_finite(finding),
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="white",
-            bbox={"facecolor": (0.2, 0.0, 0.25), "alpha": 0.8, "edgecolor": "none", "pad": 6},
-        )
-    elif not largest > 0:
+    limit = scale_by_share(values, _SATURATED / 100)
+    overlay(ax, picture, values, limit, note=_what_is_not_finite(finding))
+    if np.isfinite(values).all() and not values.any():
         text = "0 everywhere" if finding.score is not None else "0 everywhere, score not finite"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center")
     for extreme, colour in (finding.largest, "darkred"), (finding.smallest, "darkblue"):

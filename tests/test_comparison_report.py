@@ -59,7 +59,7 @@ def test_folder_that_cannot_be_written_to(ready: Prepared, tmp_path: Path) -> No
 def texts(done: Comparison, ready: Prepared) -> str:
     figure = drawing.draw(done, ready.picture, "what was compared")
     figure.canvas.draw()
-    inside = [t for ax in figure.axes for t in ax.texts]
+    inside = [t for ax in figure.axes for t in (ax._left_title, *ax.texts)]
     return "\n".join(t.get_text() for t in (*figure.texts, *inside))
 
 

@@ -28,7 +28,7 @@ def test_drawing_leaves_pyplot_alone(study: Investigation) -> None:
 
 
 def texts(figure: Any) -> str:
-    return "\n".join(t.get_text() for ax in figure.axes for t in ax.texts)
+    return "\n".join(t.get_text() for ax in figure.axes for t in [ax._left_title, *ax.texts])
 
 
 def test_drawing_says_where_nan_arose(study: Investigation) -> None:
@@ -40,7 +40,7 @@ def test_drawing_says_where_nan_arose(study: Investigation) -> None:
 def test_titles_do_not_overlap(study: Investigation) -> None:
     figure = drawing.draw(study)
     figure.canvas.draw()
-    titles = [t.get_window_extent() for ax in figure.axes for t in ax.texts[-2:]]
+    titles = [t.get_window_extent() for ax in figure.axes for t in (ax._left_title, ax.texts[-1])]
     for index, first in enumerate(titles):
         assert not any(first.overlaps(second) for second in titles[index + 1 :])
 

@@ -159,7 +159,6 @@ def convolutional(act) -> nn.Module:
         nn.LogSigmoid,
         lambda: nn.Hardshrink(100),
     ],
-    ids=str,
 )
 def test_activations_stop_nothing(act) -> None:
     model, twin, x = convolutional(act), convolutional(nn.Identity), picture(2, 8, 8)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_stab import lrp  # the module, which imports this one in its turn
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.recording import Recording, Use
 from captum_lrp_stab.comparison.reference import Reference
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
-from captum_lrp_stab.lrp import LRP
 from captum_lrp_stab.modified_forward import ModifiedForward
 from captum_lrp_stab.sites import Operation
 
@@ -45,7 +45,7 @@ class LRPReference(Reference):
 
     name = "LRP"
 
-    def __init__(self, explainer: LRP) -> None:
+    def __init__(self, explainer: "lrp.LRP") -> None:
         self.explainer = explainer
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
@@ -151,7 +151,7 @@ def reference_of(reference: Any) -> Reference:
         return NAMES[reference.replace("-", "_")]()
     if isinstance(reference, Reference):
         return reference
-    if isinstance(reference, LRP):
+    if isinstance(reference, lrp.LRP):
         return LRPReference(reference)
     zennit = sys.modules.get("zennit.core")  # or it cannot be one of zennit's
     if zennit is not None and isinstance(reference, zennit.Composite):

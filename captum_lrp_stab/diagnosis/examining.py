@@ -235,7 +235,8 @@ def _completed(
         before, after = wide(passage.z).abs(), wide(passage.output).abs()
         below = total_of(before)
         growth = total_of(after) / below if below else 1.0
-        grown = index_of_largest(after - before) if growth > 1 else None
+        rounding = math.sqrt(torch.finfo(passage.z.dtype).eps)  # by so much a sum does not grow
+        grown = index_of_largest(after - before) if growth > 1 + rounding else None
     loudest = index_of_largest(emitted)
     bad = overflow or _first_bad(passage, sent) or _overflowing(record, passage, sent)
     return replace(
