@@ -280,8 +280,8 @@ def apart(colours: str, deficiency: str) -> float:
 def test_the_maps_do_not_depend_on_telling_red_from_green(deficiency: str) -> None:
     named = ("relevance", "coldnhot", "seismic", "bwr", "coolwarm", "RdBu_r", "PuOr_r")
     for colours in named:
-        assert apart(colours, deficiency) > 25, colours  # plainly different
-    assert apart("RdYlGn", deficiency) < 15  # the negative control, close to Captum's own
+        assert apart(colours, deficiency) > 30, colours  # plainly different
+    assert apart("RdYlGn", deficiency) < 20  # the negative control, close to Captum's own
 
 
 WRONG = {
