@@ -20,6 +20,20 @@ from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Group, Part, Term
 from captum_lrp_stab.stabilizers import Additive, Identity, Signed, StabilizerLike
 
+__all__ = [
+    "Affine",
+    "AlphaBetaRule",
+    "EpsilonRule",
+    "GammaRule",
+    "Group",
+    "Part",
+    "PassRule",
+    "Rule",
+    "Term",
+    "ZPlusRule",
+    "ZeroRule",
+]
+
 
 class EpsilonRule(Rule):
     r"""Redistribute relevance with the epsilon rule.
