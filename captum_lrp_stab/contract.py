@@ -169,6 +169,8 @@ def nothing_is_left_behind(case: Case) -> None:
         assert torch.equal(value, state[name]), case.says(f"the layer's {name} has changed", remedy)
     for value, was in zip((case.x, case.z, case.R), given, strict=True):
         assert torch.equal(value, was), case.says("a tensor it was given has changed", remedy)
+    same = torch.allclose(first, again, rtol=0, atol=0, equal_nan=True)
+    assert same, case.says("a second call gives another result", remedy)
     new = sorted(set(vars(case.rule)) - kept)
     assert not new and repr(case.rule) == before, case.says(
         f"the rule has changed{f', it now has {new[0]}' if new else ''}", remedy
