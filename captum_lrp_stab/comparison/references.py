@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import lrp  # the module, which imports this one in its turn
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.recording import Recording, Use
 from captum_lrp_stab.comparison.reference import Reference
@@ -18,6 +17,9 @@ from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
 from captum_lrp_stab.modified_forward import ModifiedForward
 from captum_lrp_stab.sites import Operation
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.lrp import LRP
 
 
 class Float64Reference(Reference):
@@ -45,7 +47,7 @@ class LRPReference(Reference):
 
     name = "LRP"
 
-    def __init__(self, explainer: "lrp.LRP") -> None:
+    def __init__(self, explainer: "LRP") -> None:
         self.explainer = explainer
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
@@ -147,11 +149,13 @@ def reference_of(reference: Any) -> Reference:
     Raises:
         InputError: It is none of these.
     """
+    from captum_lrp_stab.lrp import LRP  # which imports this module
+
     if isinstance(reference, str) and reference.replace("-", "_") in NAMES:
         return NAMES[reference.replace("-", "_")]()
     if isinstance(reference, Reference):
         return reference
-    if isinstance(reference, lrp.LRP):
+    if isinstance(reference, LRP):
         return LRPReference(reference)
     zennit = sys.modules.get("zennit.core")  # or it cannot be one of zennit's
     if zennit is not None and isinstance(reference, zennit.Composite):
