@@ -1,7 +1,8 @@
 """The command ``captum-lrp-stab``, one module for each of its subcommands.
 
 A mistake of the user's ends with one message on stderr and exit status 2. Results go to stdout,
-progress to stderr.
+progress to stderr. What is slow to import, such as PyTorch, is imported when a command runs, so
+that help, completion and most usage errors do not wait for it.
 """
 
 from typing import Annotated
@@ -9,20 +10,22 @@ from typing import Annotated
 import typer
 
 from captum_lrp_stab._version import __version__
-from captum_lrp_stab.cli.comparing import compare
-from captum_lrp_stab.cli.diagnosing import diagnose
-from captum_lrp_stab.cli.investigating import investigate
-from captum_lrp_stab.cli.planning import plan
+from captum_lrp_stab.cli import comparing, diagnosing, helping, investigating, planning
 
 app = typer.Typer(
     name="captum-lrp-stab",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    epilog=helping.epilog(
+        ("investigate", "diagnose cat.jpg", "compare --help", "--install-completion"),
+        {helping.BAD: "the finding is bad, in a way that the command's own help names"},
+    ),
 )
-for _command in (investigate, compare, diagnose, plan):
-    app.command()(_command)
+app.command(epilog=investigating.EPILOG)(investigating.investigate)
+app.command(epilog=comparing.EPILOG)(comparing.compare)
+app.command(epilog=diagnosing.EPILOG)(diagnosing.diagnose)
+app.command(epilog=planning.EPILOG)(planning.plan)
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,4 +45,4 @@ def describe(
 
 def main() -> None:
     """Run the command."""
-    app()
+    app(prog_name="captum-lrp-stab")

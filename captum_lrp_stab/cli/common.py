@@ -1,12 +1,13 @@
-"""What the commands share: options, the progress bar, how a mistake ends, tables."""
+"""What the commands share: loading, the progress bar, standard output, tables."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
@@ -20,73 +21,93 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from captum_lrp_stab import choices, forms, pictures, zoo
-from captum_lrp_stab.errors import LRPError
+from captum_lrp_stab.errors import ReportError
 
-MODELS = f"{', '.join(zoo.OFFLINE)}, or any torchvision classifier."
-RULES = f"Rule preset: {', '.join(choices.preset_names())}."
-_ATTENTION = "attnlrp: softmax by its gradient, products halved; cp: attention weights constant."
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-ImageArgument = Annotated[
-    Path | None, typer.Argument(help="An image file; without one, a photograph of scikit-image.")
-]
-ModelOption = Annotated[str, typer.Option(help=MODELS)]
-WeightsOption = Annotated[
-    str, typer.Option(help="DEFAULT (ImageNet), none (random), or a file with a state dict.")
-]
-TargetOption = Annotated[
-    int | None, typer.Option(help="Class to explain.", show_default="the one the model finds")
-]
-RulesOption = Annotated[str, typer.Option(help=RULES)]
-FormOption = Annotated[
-    str,
-    typer.Option(
-        help=f"How relevance is carried: {', '.join(forms.NAMES)}; the last two divide without "
-        "protection."
-    ),
-]
-AttentionOption = Annotated[str, typer.Option(help=_ATTENTION)]
-DtypeOption = Annotated[str, typer.Option(help=f"Of model and input: {', '.join(choices.DTYPES)}.")]
-SeedOption = Annotated[int, typer.Option(help="Of random weights.", min=0, max=2**63 - 1)]
+    from captum_lrp_stab.zoo import Classifier
 
 
-@contextmanager
-def one_message() -> Iterator[None]:
-    """Turn this package's errors into a message on stderr and exit status 2."""
-    try:
-        yield
-    except LRPError as error:
-        console = Console(stderr=True, soft_wrap=True, emoji=False)  # ':x:' is an argument
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(2) from error
+@dataclass(frozen=True)
+class Output:
+    """What the user wants to see.
+
+    Args:
+        quiet: Nothing but errors.
+        as_json: JSON on standard output, and nothing else there.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether progress is shown: where one can see it, and it can be drawn."""
+        console = Console(stderr=True)
+        is_seen = sys.stderr is not None and sys.stderr.isatty()  # FORCE_COLOR makes no terminal
+        return is_seen and not console.is_dumb_terminal and not self.quiet
+
+    def deliver(self, to_json: Callable[[], str], show: Callable[[Console], None]) -> None:
+        """Put a result on standard output, as JSON or for people.
+
+        Nothing is wrong where the reader does not want all of it, as in ``| head -1``.
+
+        Raises:
+            ReportError: It cannot be written there, as where a disk is full.
+        """
+        try:
+            if self.as_json:
+                print(to_json().rstrip("\n"))
+            elif not self.quiet:
+                show(_console())
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _forget_stdout()
+        except OSError as error:
+            _forget_stdout()
+            raise ReportError(f"cannot write to standard output: {error}") from error
 
 
-def picture_of(image: Path | None) -> tuple[Image.Image, str]:
+def _forget_stdout() -> None:
+    """Let what is still to be printed vanish, or Python would complain when it exits."""
+    with suppress(OSError), open(os.devnull, "wb") as nowhere:  # a test's stdout has no number
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def picture_of(image: Path | None) -> "tuple[Image, str]":
     """Return a picture and what it is called; None is a photograph of scikit-image.
 
     Raises:
         PictureError: It cannot be read.
     """
+    from captum_lrp_stab import pictures
+
     if image is None:
         return pictures.default_picture(), pictures.DEFAULT_PICTURE
     # a name of bytes that are no text is shown by their escapes
     return pictures.read(image), image.name.encode("utf-8", "backslashreplace").decode()
 
 
-def load(model: str, weights: str, seed: int) -> zoo.Classifier:
-    """Return a classifier, showing the progress of a download on a terminal."""
-    return zoo.load(model, weights, seed, progress=Console(stderr=True).is_terminal)
+def load(model: str, weights: str, seed: int, output: Output) -> "Classifier":
+    """Return a classifier, showing the progress of a download where there is a bar."""
+    from captum_lrp_stab import zoo
+
+    return zoo.load(model, weights, seed, progress=output.has_bar)
 
 
 @contextmanager
-def progress(steps: int | None, long: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show a bar on a terminal; yields what is called with a name before each step.
+def progress(
+    steps: int | None, output: Output, long: bool = False
+) -> Iterator[Callable[[str], None]]:
+    """Show a bar; yields what is called with a name before each step.
 
     Args:
         steps: How many there are, None if that is not known.
+        output: Whether there is a bar at all.
         long: Show how much time is left.
     """
-    console = Console(stderr=True)
     columns: list[ProgressColumn] = [
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -95,7 +116,8 @@ def progress(steps: int | None, long: bool = False) -> Iterator[Callable[[str], 
     ]
     if long:
         columns.append(TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not output.has_bar) as shown:
         task = shown.add_task("", total=steps)
         begun = 0
 
@@ -111,7 +133,7 @@ def progress(steps: int | None, long: bool = False) -> Iterator[Callable[[str], 
 _NARROWEST = 72
 
 
-def console() -> Console:
+def _console() -> Console:
     """Return where results are shown: plain, and never so narrow that numbers would be cut."""
     shown = Console(highlight=False, emoji=False)
     if shown.width < _NARROWEST:
@@ -145,3 +167,8 @@ def print_table(
     for row in rows:
         table.add_row(*row, style="red" if is_bad(row) else None)
     shown.print(table)
+
+
+def print_written(shown: Console, paths: Sequence[Path]) -> None:
+    """Print which files were written, in one line however long it is."""
+    shown.print(f"written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)

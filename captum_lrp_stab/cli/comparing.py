@@ -2,40 +2,59 @@
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
-from captum_lrp_stab import choices, comparison, forms, zoo
-from captum_lrp_stab.cli import common
-from captum_lrp_stab.comparison import Comparison, report
-from captum_lrp_stab.comparison.references import NAMES, reference_of
-from captum_lrp_stab.prepared import prepare
-from captum_lrp_stab.report import make_folder
+from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
+from captum_lrp_stab.cli.names import completing
 
+if TYPE_CHECKING:
+    from captum_lrp_stab.comparison import Comparison
+    from captum_lrp_stab.comparison.report import About
+
+EPILOG = helping.epilog(
+    (
+        "compare",
+        "compare cat.jpg --reference captum --model vgg16 --weights vgg16.pth",
+        "compare --reference float64 --dtype float16",
+        "compare cat.jpg --json > comparison.json",
+    ),
+    {
+        helping.FINE: "the verdict is equal, rounding, known difference or reference not finite",
+        helping.BAD: "the verdict is different",
+    },
+)
 _WORDS = ("layer", "rule")
 _SHOWN = (*_WORDS, "rel. L2", "cosine", "top 1%", "sum", "reference")
 
 
 def compare(
-    image: common.ImageArgument = None,
+    image: options.ImageArgument = None,
     reference: Annotated[
-        str, typer.Option(help=f"What to compare with: {', '.join(NAMES)}.")
+        str,
+        typer.Option(
+            help=f"What to compare with: {', '.join(names.REFERENCES)}.",
+            autocompletion=completing(names.REFERENCES),
+        ),
     ] = "zennit",
-    model: common.ModelOption = zoo.LITE0,
-    weights: common.WeightsOption = "DEFAULT",
-    target: common.TargetOption = None,
-    rules: common.RulesOption = "epsilon_gamma_box",
+    model: options.ModelOption = names.OFFLINE[0],
+    weights: options.WeightsOption = "DEFAULT",
+    target: options.TargetOption = None,
+    rules: options.RulesOption = "epsilon_gamma_box",
     stabilizer: Annotated[
         str | None,
         typer.Option(
-            help="Stabilizer of every rule, on both sides, as name or name:epsilon. Names: "
-            f"{', '.join(choices.STABILIZERS)}.",
+            help="Stabilizer of every rule, on both sides, as name or name:epsilon. "
+            f"{options.STABILIZERS}",
             show_default="each rule's own",
+            autocompletion=completing(names.STABILIZERS),
         ),
     ] = None,
-    form: common.FormOption = "gradient",
-    attention: common.AttentionOption = "attnlrp",
+    form: options.FormOption = "gradient",
+    attention: options.AttentionOption = "attnlrp",
     merge_batch_norm: Annotated[
         bool | None,
         typer.Option(
@@ -43,7 +62,7 @@ def compare(
             show_default="as the reference does",
         ),
     ] = None,
-    dtype: common.DtypeOption = "float32",
+    dtype: options.DtypeOption = "float32",
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -51,31 +70,34 @@ def compare(
             show_default="from dtype and depth",
         ),
     ] = None,
-    seed: common.SeedOption = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("lrp-comparison"),
+    seed: options.SeedOption = 0,
+    out: options.OutOption = Path("lrp-comparison"),
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Compare the relevance of one picture with another implementation's, layer by layer.
 
     Do the two agree? If not: what is the first layer at which they part, and is it rounding, a
-    known difference of meaning, or something else? Writes comparison.json and comparison.png. Exit
-    status 1 if the verdict is "different".
-
-    For example: `captum-lrp-stab compare`
-
-    `captum-lrp-stab compare cat.jpg --reference captum --model vgg16 --weights vgg16.pth`
-
-    `captum-lrp-stab compare --reference float64 --dtype float16`
+    known difference of meaning, or something else? Writes comparison.json and comparison.png.
     """
-    with common.one_message():
+    output = common.Output(quiet, as_json)
+    with ending() as course:
+        from captum_lrp_stab import choices, comparison, forms
+        from captum_lrp_stab.comparison import report
+        from captum_lrp_stab.comparison.references import reference_of
+        from captum_lrp_stab.prepared import prepare
+        from captum_lrp_stab.report import make_folder
+
         chosen, treated = reference_of(reference), choices.attention_of(attention)
         stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
         forms.form_of(form)
         choices.dtype_of(dtype)
         picture, title = common.picture_of(image)
         make_folder(out)  # or fail now, not after minutes of work
-        classifier = common.load(model, weights, seed)
+        classifier = common.load(model, weights, seed, output)
+        course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
-        with common.progress(None) as step, warnings.catch_warnings(record=True) as caught:
+        with common.progress(None, output) as step, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             compared = comparison.compare(
                 ready.model,
@@ -92,16 +114,20 @@ def compare(
             )
         said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
         about = report.About(ready, title, rules, form, stabilizer, said)
-        paths = report.write(compared, about, out)
-    _show(compared, about)
-    print(f"written: {', '.join(map(str, paths))}")
-    if compared.verdict == "different":
-        raise typer.Exit(1)
+        with written_whole(course, out):
+            paths = report.write(compared, about, out)
+
+        def show(console: Console) -> None:
+            _show(console, compared, about, report.LEGEND)
+            common.print_written(console, paths)
+
+        output.deliver(lambda: paths[0].read_text("utf-8"), show)
+        if compared.verdict == "different":
+            raise typer.Exit(helping.BAD)
 
 
-def _show(compared: Comparison, about: report.About) -> None:
+def _show(console: Console, compared: "Comparison", about: "About", legend: str) -> None:
     """Print the table, and the verdict below it, where it is seen."""
-    console = common.console()
     console.print(about.sentence(compared), markup=False)
     header, rows = compared.table(every=False)
     shown = [
@@ -110,7 +136,7 @@ def _show(compared: Comparison, about: report.About) -> None:
     first = compared.first.name if compared.first is not None else None
     console.print()
     common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == first, unbroken=True)
-    console.print(f"\n{report.LEGEND}", style="dim")
+    console.print(f"\n{legend}", style="dim")
     console.print(f"\n[bold]{compared.verdict}[/bold]")
     warned = (f"- warning: {warning}" for warning in about.warnings)
     for line in (compared.explanation, *compared.notes(), *warned):

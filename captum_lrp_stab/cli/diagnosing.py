@@ -1,51 +1,64 @@
 """``captum-lrp-stab diagnose``."""
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+from rich.console import Console
 
-from captum_lrp_stab import choices, diagnosis, forms, zoo
-from captum_lrp_stab.cli import common
-from captum_lrp_stab.comparison.report import About
-from captum_lrp_stab.diagnosis import report, stock
-from captum_lrp_stab.diagnosis.advising import check_tolerance
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, check_threshold
+from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
+from captum_lrp_stab.cli.names import completing
 from captum_lrp_stab.errors import InputError
-from captum_lrp_stab.prepared import prepare
-from captum_lrp_stab.report import make_folder
 
+if TYPE_CHECKING:
+    from captum_lrp_stab.diagnosis import report
+
+EPILOG = helping.epilog(
+    (
+        "diagnose",
+        "diagnose cat.jpg --stabilizer none --form relevance",
+        "diagnose cat.jpg --model vgg16 --weights vgg16.pth --sweep epsilon",
+        "diagnose cat.jpg --quiet || echo unstable",
+    ),
+    {
+        helping.FINE: "relevance is stable",
+        helping.BAD: "relevance is unstable or not finite",
+    },
+)
 _WORDS = ("layer", "rule")
 _SHOWN = ("layer", "rule", "amplified", "received", "handed down", "bias", "stabilizer", "zero")
-_FORMS = (*forms.NAMES, stock.NAME)
+_FORMS = (*names.FORMS, names.STOCK)
 
 
 def diagnose(
-    image: common.ImageArgument = None,
-    model: common.ModelOption = zoo.LITE0,
-    weights: common.WeightsOption = "DEFAULT",
-    target: common.TargetOption = None,
-    rules: common.RulesOption = "lrp_tutorial",
+    image: options.ImageArgument = None,
+    model: options.ModelOption = names.OFFLINE[0],
+    weights: options.WeightsOption = "DEFAULT",
+    target: options.TargetOption = None,
+    rules: options.RulesOption = "lrp_tutorial",
     stabilizer: Annotated[
         str | None,
         typer.Option(
-            help="In the place of every rule's stabilizer, as name or name:epsilon. Names: "
-            f"{', '.join(choices.STABILIZERS)}.",
+            help="In the place of every rule's stabilizer, as name or name:epsilon. "
+            f"{options.STABILIZERS}",
             show_default="that of each rule",
+            autocompletion=completing(names.STABILIZERS),
         ),
     ] = None,
     form: Annotated[
         str,
         typer.Option(
-            help=f"How relevance is carried: {', '.join(_FORMS)}; {stock.NAME} is stock Captum "
-            "with our rules."
+            help=f"How relevance is carried: {', '.join(_FORMS)}; {names.STOCK} is stock Captum "
+            "with our rules.",
+            autocompletion=completing(_FORMS),
         ),
     ] = "gradient",
-    attention: common.AttentionOption = "attnlrp",
-    dtype: common.DtypeOption = "float32",
+    attention: options.AttentionOption = "attnlrp",
+    dtype: options.DtypeOption = "float32",
     threshold: Annotated[
         float, typer.Option(help="How many times a layer may amplify relevance.")
-    ] = THRESHOLD,
+    ] = names.THRESHOLD,
     advice: Annotated[
         bool, typer.Option(help="Look for the least change that helps, if something is wrong.")
     ] = True,
@@ -53,29 +66,37 @@ def diagnose(
         float, typer.Option(help="How far from float64 the advice may leave relevance.")
     ] = 1e-3,
     sweep: Annotated[
-        str | None, typer.Option(help="Sensitivity to a parameter: epsilon or gamma.")
+        str | None,
+        typer.Option(
+            help=f"Sensitivity to a parameter: {' or '.join(names.SWEPT)}.",
+            autocompletion=completing(names.SWEPT),
+        ),
     ] = None,
-    seed: common.SeedOption = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("lrp-diagnosis"),
+    seed: options.SeedOption = 0,
+    out: options.OutOption = Path("lrp-diagnosis"),
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Find where relevance is lost, amplified or destroyed on its way, why, and what to change.
 
-    Writes report.html, report.md, report.json and figures. Exit status 1 if relevance is unstable
-    or not finite.
-
-    For example: `captum-lrp-stab diagnose`
-
-    `captum-lrp-stab diagnose cat.jpg --stabilizer none --form relevance`
-
-    `captum-lrp-stab diagnose cat.jpg --model vgg16 --weights vgg16.pth --sweep epsilon`
+    Writes report.html, report.md, report.json and figures.
     """
-    with common.one_message():
+    output = common.Output(quiet, as_json)
+    with ending() as course:
+        from captum_lrp_stab import choices, diagnosis
+        from captum_lrp_stab.comparison.report import About
+        from captum_lrp_stab.diagnosis import report
+        from captum_lrp_stab.diagnosis.advising import check_tolerance
+        from captum_lrp_stab.diagnosis.locating import check_threshold
+        from captum_lrp_stab.prepared import prepare
+        from captum_lrp_stab.report import make_folder
+
         stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
         treated = choices.attention_of(attention)
         if form not in _FORMS:
             raise InputError(f"no form has the name {form!r}; give {', '.join(_FORMS)}")
-        if sweep not in (None, "epsilon", "gamma"):
-            raise InputError(f"sweep is {sweep!r}; give epsilon or gamma")
+        if sweep not in (None, *names.SWEPT):
+            raise InputError(f"sweep is {sweep!r}; give {' or '.join(names.SWEPT)}")
         if sweep is not None and stabilizer is not None:
             raise InputError("a sweep sets the stabilizers itself; give --sweep or --stabilizer")
         choices.dtype_of(dtype)
@@ -83,10 +104,11 @@ def diagnose(
         check_tolerance(tolerance)
         picture, title = common.picture_of(image)
         make_folder(out)  # or fail now, not after minutes of work
-        classifier = common.load(model, weights, seed)
+        classifier = common.load(model, weights, seed, output)
+        course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
         preset = choices.preset_of(rules, classifier.preprocessing)
-        with common.progress(None) as step:
+        with common.progress(None, output) as step:
             step("diagnosis")
             found = diagnosis.diagnose(
                 ready.model,
@@ -99,7 +121,7 @@ def diagnose(
                 threshold=threshold,
             )
             advised = None
-            if advice and found.verdict != "stable" and form != stock.NAME:
+            if advice and found.verdict != "stable" and form != names.STOCK:
                 step("advice")
                 advised = diagnosis.advise(
                     ready.model,
@@ -120,22 +142,27 @@ def diagnose(
                     ready.target,
                     preset,
                     cast(Literal["epsilon", "gamma"], sweep),
-                    form="gradient" if form == stock.NAME else form,
+                    form="gradient" if form == names.STOCK else form,
                     attention=treated,
                     progress=step,
                 )
         about = About(ready, title, rules, form, stabilizer, found.warnings)
         findings = report.Findings(about, found, advised, swept)
-        paths = report.write(findings, out)
-    _show(findings)
-    print(f"written: {', '.join(map(str, paths))}")
-    if found.verdict != "stable":
-        raise typer.Exit(1)
+        with written_whole(course, out):
+            paths = report.write(findings, out)
+
+        def show(console: Console) -> None:
+            _show(console, findings)
+            common.print_written(console, paths)
+
+        output.deliver((out / "report.json").read_text, show)
+        if found.verdict != "stable":
+            raise typer.Exit(helping.BAD)
 
 
-def _show(findings: report.Findings) -> None:
+def _show(console: Console, findings: "report.Findings") -> None:
     """Print the ledger, and the verdict below it, where it is seen."""
-    console, found, about = common.console(), findings.diagnosis, findings.about
+    found, about = findings.diagnosis, findings.about
     ready = about.ready
     console.print(
         f"{ready.classifier.name} ({ready.classifier.weights}) on {about.picture}: {ready.label}, "

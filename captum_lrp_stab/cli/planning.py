@@ -2,19 +2,30 @@
 
 from typing import Annotated
 
-import torch
 import typer
+from rich.console import Console
 
-from captum_lrp_stab import choices, zoo
-from captum_lrp_stab.cli import common
-from captum_lrp_stab.planning import Plan
-from captum_lrp_stab.planning import plan as make_plan
+from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli.ending import COMPUTING, ending
+from captum_lrp_stab.cli.names import completing
+
+EPILOG = helping.epilog(
+    (
+        "plan resnet18",
+        "plan vit_b_16 --rules epsilon_plus --attention cp",
+        "plan resnet50 --layers --json",
+        "plan swin_t --strict --quiet && echo 'every operation has a rule'",
+    ),
+    {helping.FINE: "the plan is made; with --strict: no operation gets its plain gradient"},
+)
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help=common.MODELS)],
-    rules: common.RulesOption = "epsilon",
-    attention: common.AttentionOption = "attnlrp",
+    model: Annotated[
+        str, typer.Argument(help=options.MODELS, autocompletion=completing(names.models))
+    ],
+    rules: options.RulesOption = "epsilon",
+    attention: options.AttentionOption = "attnlrp",
     merge_batch_norm: Annotated[
         bool, typer.Option(help="Treat a batch norm as one layer with the layer before it.")
     ] = True,
@@ -24,19 +35,26 @@ def plan(
     layers: Annotated[
         bool, typer.Option("--layers", help="List only the operations with a rule.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")
+    ] = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """List what each operation of a model will get: rule, stabilizer, merged batch norm, fallback.
 
     A plan needs no weights: it is made by one forward pass with random ones.
-
-    For example: `captum-lrp-stab plan vit_b_16 --rules epsilon_plus --attention cp`
-
-    `captum-lrp-stab plan resnet50 --layers --json`
     """
-    with common.one_message():
+    output = common.Output(quiet, as_json)
+    with ending() as course:
+        import torch
+
+        from captum_lrp_stab import choices, zoo
+        from captum_lrp_stab.planning import Plan
+        from captum_lrp_stab.planning import plan as make_plan
+
         treated = choices.attention_of(attention)
         classifier = zoo.load(model, "none")
+        course.now = COMPUTING
         preset = choices.preset_of(rules, classifier.preprocessing)
         side = classifier.preprocessing.crop
         planned = make_plan(
@@ -48,13 +66,14 @@ def plan(
         )
         if strict:
             planned.refuse_fallbacks()
-    if layers:
-        planned = Plan(planned.layers)
-    if as_json:
-        print(planned.to_json())
-        return
-    print(planned)
-    print(
-        f"\n{len(planned.rows)} operations, {len(planned.layers)} with a rule, "
-        f"{len(planned.fallbacks)} with their plain gradient"
-    )
+        if layers:
+            planned = Plan(planned.layers)
+
+        def show(console: Console) -> None:
+            text = (
+                f"{planned}\n\n{len(planned.rows)} operations, {len(planned.layers)} with a rule, "
+                f"{len(planned.fallbacks)} with their plain gradient"
+            )
+            console.print(text, markup=False, soft_wrap=True)
+
+        output.deliver(planned.to_json, show)

@@ -1,0 +1,116 @@
+"""How a command ends: no mistake in a traceback, and Ctrl-C with a word on what is kept."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from captum_lrp_stab.cli.helping import INTERRUPTED, MISTAKE
+from captum_lrp_stab.errors import LRPError
+
+
+class Course:
+    """How far a command has come, in the words that are said where it is interrupted."""
+
+    def __init__(self) -> None:
+        self.now = "interrupted while loading; nothing has been written"
+
+
+@contextmanager
+def ending() -> Iterator[Course]:
+    """Turn errors of this package and of the system, and Ctrl-C, into a message and a status.
+
+    Any other exception is a defect of this package, and its traceback is shown.
+
+    Yields:
+        What the command keeps up to date.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where it is closed
+            stream.reconfigure(errors="backslashreplace")  # names of bytes that are no text
+    course = Course()
+    try:
+        with _warnings_in_one_line():
+            yield course
+    except LRPError as error:
+        raise _mistake(str(error)) from error
+    except OSError as error:
+        raise _mistake(f"{error}; see that it can be read or written, and is not full") from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _mistake("there is not enough memory; take a smaller model or dtype") from error
+    except KeyboardInterrupt:
+        tell(course.now)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+COMPUTING = "interrupted while computing; nothing has been written"
+
+
+@contextmanager
+def written_whole(course: Course, where: object) -> Iterator[None]:
+    """Put Ctrl-C off while a report is written; a second one is not put off.
+
+    Raises:
+        KeyboardInterrupt: It was put off, and now the report is whole.
+    """
+    course.now = f"interrupted while writing; the files in {where} may be incomplete"
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"the report is being finished; Ctrl-C again to stop at once\n")
+
+    can_wait = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if can_wait:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if can_wait:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    course.now = f"interrupted; the report is finished, and kept in {where}"
+    if asked:
+        raise KeyboardInterrupt
+
+
+def tell(message: str, style: str | None = None) -> None:
+    """Print one line to stderr."""
+    console = Console(stderr=True, soft_wrap=True, emoji=False)  # ':x:' is an argument
+    console.print(" ".join(message.splitlines()), style=style, markup=False, highlight=False)
+
+
+def _mistake(message: str) -> typer.Exit:
+    tell(f"error: {message}", "red")
+    return typer.Exit(MISTAKE)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show warnings without the line of code that gave them."""
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        tell(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
