@@ -252,8 +252,13 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             cache_bytes=cache_bytes,
         )
         LayerAttribution.__init__(self, model, layer)
-        wanted = [] if layer is None else layer if isinstance(layer, (list, tuple)) else [layer]
-        self._names = [self._name_of(one) for one in wanted]
+        self._names()
+
+    def _names(self) -> list[str]:
+        """Return the names of ``layer``, which Captum's TCAV sets after construction."""
+        several = isinstance(self.layer, (list, tuple))
+        wanted = self.layer if several else [] if self.layer is None else [self.layer]
+        return [self._name_of(one) for one in wanted]
 
     def _name_of(self, layer: nn.Module | str) -> str:
         if isinstance(layer, str):
@@ -299,7 +304,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
         several = self.layer is None or isinstance(self.layer, (list, tuple))
         leaves = dict(leaf_modules(self.model))
-        names = list(leaves) if self.layer is None else self._names
+        names = list(leaves) if self.layer is None else self._names()
         probes = {name: Probe(name, attribute_to_layer_input) for name in names}
         (done,) = self._propagate(
             inputs,
