@@ -1,0 +1,445 @@
+"""Quantus with our LRP as it is; its numbers against calculations by hand.
+
+Quantus hands out arrays and wants arrays back, which the function ``explain`` below is for.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Residual, build
+from scipy import stats
+from torch import Tensor, nn
+
+from captum_lrp_stab import LRP, EpsilonRule, attach_rules, presets, stabilizers
+
+quantus = pytest.importorskip("quantus")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N = 3
+X = np.random.default_rng(0).standard_normal((N, 3, 8, 8)).astype(np.float32)
+Y = np.array([2, 0, 4])
+PRESETS = [presets.epsilon(0.01), presets.epsilon_plus(), presets.epsilon_gamma_box(-5.0, 5.0)]
+QUIET = {"disable_warnings": True}  # no hints in print, nor a second's wait for each
+RAW = {**QUIET, "normalise": False, "abs": False}
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20, 5),
+    )
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5, bias=False))
+
+
+def network(make: Callable[[], nn.Module] = small) -> nn.Module:
+    return build(make, dtype=torch.float32)
+
+
+class Flat(nn.Module):
+    """One that stock Captum serves: it has no rule for Flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*small()[:5], nn.Conv2d(5, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).flatten(1)
+
+
+def explain(
+    model: nn.Module, inputs: Any, targets: Any, rules: Any = None, **options: Any
+) -> np.ndarray:
+    """What Quantus takes as ``explain_func``; further options come in ``explain_func_kwargs``."""
+    x, y = torch.as_tensor(inputs, dtype=torch.float32), torch.as_tensor(targets)
+    return LRP(model, rules).attribute(x, target=y).numpy()
+
+
+def summed(model: nn.Module, inputs: Any, targets: Any, **options: Any) -> np.ndarray:
+    """Over the channels, one number per pixel."""
+    return explain(model, inputs, targets, **options).sum(1, keepdims=True)
+
+
+def scores_of(model: nn.Module, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(x)).numpy()[np.arange(N), Y]
+
+
+# faithfulness ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_pixel_flipping(preset) -> None:
+    model = network()
+    metric = quantus.PixelFlipping(features_in_step=8, perturb_baseline=0.0, **RAW)
+    relevance = explain(model, X, Y, preset)
+    found = metric(model, X, Y, a_batch=relevance, softmax=False)
+    by_function = {"explain_func": explain, "explain_func_kwargs": {"rules": preset}}
+    assert np.array_equal(metric(model, X, Y, softmax=False, **by_function), found)
+
+    expected, flipped = [], X.copy().reshape(N, -1)
+    order = np.argsort(-relevance.reshape(N, -1), axis=1)
+    for step in range(24):
+        for i in range(N):
+            flipped[i, order[i, 8 * step : 8 * step + 8]] = 0
+        expected.append(scores_of(model, flipped.reshape(X.shape)))
+    assert np.allclose(found, np.stack(expected, axis=1), atol=1e-6)
+    backwards = metric(model, X, Y, a_batch=-relevance, softmax=False)
+    assert (np.mean(backwards, axis=1) > np.mean(found, axis=1)).all()  # the least relevant first
+
+
+def test_pixel_flipping_of_a_linear_model_takes_off_the_relevance() -> None:
+    model = network(linear)
+    relevance = explain(model, X, Y, presets.zero())
+    metric = quantus.PixelFlipping(perturb_baseline=0.0, **RAW)
+    found = np.array(metric(model, X, Y, a_batch=relevance, softmax=False))
+    falling = np.cumsum(-np.sort(-relevance.reshape(N, -1), axis=1), axis=1)
+    assert np.allclose(found, scores_of(model, X)[:, None] - falling, atol=1e-5)
+    shuffled = np.random.default_rng(1).permuted(relevance.reshape(N, -1), axis=1).reshape(X.shape)
+    at_random = np.array(metric(model, X, Y, a_batch=shuffled, softmax=False))
+    assert (at_random.mean(1) > found.mean(1) + 0.5).all()
+
+
+def test_faithfulness_correlation() -> None:
+    metric = quantus.FaithfulnessCorrelation(
+        nr_runs=20, subset_size=16, perturb_baseline=0.0, return_aggregate=False, **RAW
+    )
+
+    def found(model: nn.Module, relevance: np.ndarray) -> np.ndarray:
+        np.random.seed(0)
+        return np.array(metric(model, X, Y, a_batch=relevance, softmax=False))
+
+    model = network(linear)
+    assert np.allclose(found(model, explain(model, X, Y, presets.zero())), 1, atol=1e-5)
+    assert (found(model, np.random.default_rng(1).random(X.shape)) < 0.9).all()
+
+    model = network()
+    relevance = explain(model, X, Y, PRESETS[0])
+    actual = found(model, relevance)
+    np.random.seed(0)
+    sums, falls = [], []
+    for _ in range(20):
+        removed = X.copy().reshape(N, -1)
+        chosen = [np.random.choice(192, 16, replace=False) for _ in range(N)]
+        for i in range(N):
+            removed[i, chosen[i]] = 0
+        sums.append([relevance[i].flatten()[chosen[i]].sum() for i in range(N)])
+        falls.append(scores_of(model, X) - scores_of(model, removed.reshape(X.shape)))
+    expected = [np.corrcoef(np.array(sums)[:, i], np.array(falls)[:, i])[0, 1] for i in range(N)]
+    assert np.allclose(actual, expected, atol=1e-4)
+
+
+# robustness --------------------------------------------------------------------------------------
+
+
+def a_tenth_more(arr: np.ndarray, **options: Any) -> np.ndarray:
+    return 1.1 * arr
+
+
+def test_sensitivity_to_a_tenth_more_of_everything_is_a_tenth() -> None:
+    """Without biases the relevance grows in proportion to the input."""
+    model = network()
+    metric = quantus.MaxSensitivity(nr_samples=1, perturb_func=a_tenth_more, **RAW)
+
+    def found(rules: Any) -> list[float]:
+        return metric(model, X, Y, explain_func=explain, explain_func_kwargs={"rules": rules})
+
+    biased = found(presets.zero())
+    for layer in (0, 3, 6):
+        nn.init.zeros_(model[layer].bias)
+    assert np.allclose(found(presets.zero()), 0.1, rtol=1e-3)
+    assert not np.allclose(biased, 0.1, rtol=1e-3)
+    moved = [(["0", "3", "6"], EpsilonRule, {"stabilizer": stabilizers.Additive(0.1)})]
+    assert not np.allclose(found(moved), 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_max_sensitivity(preset) -> None:
+    model = network()
+    moved: list[np.ndarray] = []
+
+    def move(arr: np.ndarray, **options: Any) -> np.ndarray:
+        moved.append(arr + np.random.default_rng(len(moved)).normal(0, 0.05, arr.shape))
+        return moved[-1]
+
+    metric = quantus.MaxSensitivity(nr_samples=3, perturb_func=move, **RAW)
+    found = metric(model, X, Y, explain_func=explain, explain_func_kwargs={"rules": preset})
+
+    def relevance(x: np.ndarray) -> Tensor:
+        given = torch.tensor(x.reshape(X.shape), dtype=torch.float64)
+        explainer = LRP(copy.deepcopy(model).double(), preset, optimize=False)
+        return explainer.attribute(given, target=torch.tensor(Y)).flatten(1)
+
+    original = relevance(X)
+    each = [(relevance(x) - original).norm(dim=1) / original.norm(dim=1) for x in moved]
+    assert len(each) == 3
+    assert np.allclose(found, torch.stack(each).amax(0), rtol=1e-3)
+    assert not np.allclose(found, torch.stack(each).amin(0), rtol=1e-3)
+
+
+# randomisation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_parameter_randomisation(preset) -> None:
+    """Layer after layer of one copy gets new weights: an explainer that is kept follows them."""
+    model = network()
+    kept: dict[int, LRP] = {}
+    calls: list[tuple[np.ndarray, dict[str, Tensor]]] = []
+
+    def follow(model: nn.Module, inputs: Any, targets: Any, **options: Any) -> np.ndarray:
+        explainer = kept.setdefault(id(model), LRP(model, preset, cache_bytes=2**20))
+        found = explainer.attribute(torch.as_tensor(inputs), target=torch.as_tensor(targets))
+        fresh = LRP(copy.deepcopy(model), preset, optimize=False)
+        expected = fresh.attribute(torch.as_tensor(inputs), target=torch.as_tensor(targets))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
+        calls.append((found.numpy(), copy.deepcopy(model.state_dict())))
+        return found.numpy()
+
+    state = copy.deepcopy(model.state_dict())
+    found = quantus.MPRT(**QUIET)(model, X, Y, explain_func=follow)
+    assert list(found) == ["original", "6", "3", "0"]
+    assert len(kept) == 2  # the model, and the copy whose layers are changed in place
+    assert all(len(one._store) for one in kept.values()) == (preset is PRESETS[2])
+    original = np.abs(calls[0][0]).reshape(N, -1)
+    states = [weights for _, weights in calls[-4:]]
+    for before, after, layer in zip(states, states[1:], ("6", "3", "0"), strict=False):
+        assert not torch.equal(before[f"{layer}.weight"], after[f"{layer}.weight"])
+    for (relevance, _), scores in zip(calls[-3:], list(found.values())[1:], strict=True):
+        pairs = zip(original, np.abs(relevance).reshape(N, -1), strict=True)
+        expected = [stats.spearmanr(*pair)[0] for pair in pairs]
+        assert np.allclose(scores, expected, atol=1e-4)
+        assert max(scores) < 0.95
+    assert np.allclose(found["original"], 1)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_explanation_of_the_model_before_is_found_out() -> None:
+    """The control: one that does not look at the model it is given stays the same, 1."""
+    model = network()
+    explainer = LRP(model, PRESETS[0])
+
+    def stale(model: nn.Module, inputs: Any, targets: Any, **options: Any) -> np.ndarray:
+        x, y = torch.as_tensor(inputs), torch.as_tensor(targets)
+        return explainer.attribute(x, target=y).numpy()
+
+    for scores in quantus.MPRT(**QUIET)(model, X, Y, explain_func=stale).values():
+        assert np.allclose(scores, 1)
+
+
+# complexity --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_sparseness_and_complexity(preset) -> None:
+    model = network()
+    relevance = explain(model, X, Y, preset)
+    parts = np.abs(relevance.astype(np.float64)).reshape(N, -1)
+    parts /= parts.sum(1, keepdims=True)
+    entropy = -(parts * np.log(parts + 1e-300)).sum(1)
+    differences = np.abs(parts[:, :, None] - parts[:, None, :])
+    gini = differences.sum((1, 2)) / (2 * 192 * parts.sum(1))
+    given: dict[str, Any] = {"explain_func": explain, "explain_func_kwargs": {"rules": preset}}
+    assert np.allclose(quantus.Complexity(**QUIET)(model, X, Y, **given), entropy, rtol=1e-4)
+    assert np.allclose(quantus.Sparseness(**QUIET)(model, X, Y, **given), gini, rtol=1e-4)
+    even = quantus.Sparseness(**QUIET)(model, X, Y, a_batch=1 + 0.01 * np.sign(relevance))
+    assert (np.array(even) < 0.1 * gini).all()
+
+
+# axioms ------------------------------------------------------------------------------------------
+
+
+def test_completeness() -> None:
+    """Quantus compares for equality; with whole numbers the sum has no rounding."""
+    model = network()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        whole = torch.randint(-2, 3, parameter.shape, generator=generator).float()
+        parameter.data = torch.zeros_like(whole) if name.endswith("bias") else whole
+    x = np.round(4 * X)
+    metric = quantus.Completeness(perturb_baseline=0.0, **RAW)
+
+    def is_complete(rules: Any) -> bool:
+        given = {"explain_func": explain, "explain_func_kwargs": {"rules": rules}}
+        found = metric(model, x, Y, softmax=False, **given)
+        assert len(set(found)) == 1
+        return bool(found[0])
+
+    assert is_complete(presets.zero())
+    assert not is_complete(presets.epsilon(0.25))
+    nn.init.ones_(model[0].bias)
+    assert not is_complete(presets.zero())
+    relevance = explain(model, x, Y, presets.zero())
+    absorbed = scores_of(model, x) - scores_of(model, 0 * x) - relevance.sum((1, 2, 3))
+    assert (np.abs(absorbed) > 1).all()
+
+
+# all of them -------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Faithfulness Correlation": {"nr_runs": 10, "subset_size": 16, "return_aggregate": False},
+    "Faithfulness Estimate": {"features_in_step": 16},
+    "Pixel-Flipping": {"features_in_step": 16},
+    "Region Segmentation": {"patch_size": 4, "regions_evaluation": 3},
+    "Monotonicity-Arya": {"features_in_step": 16},
+    "Monotonicity-Nguyen": {"features_in_step": 16, "nr_samples": 3},
+    "Selectivity": {"patch_size": 4},
+    "SensitivityN": {"features_in_step": 16, "n_max_percentage": 0.5},
+    "ROAD": {"percentages": [10, 50]},
+    "Infidelity": {"n_perturb_samples": 3, "perturb_patch_sizes": [4]},
+    "Sufficiency": {},
+    "Continuity Test": {"nr_steps": 3},
+    "Local Lipschitz Estimate": {"nr_samples": 3},
+    "Max-Sensitivity": {"nr_samples": 3},
+    "Avg-Sensitivity": {"nr_samples": 3},
+    "Consistency": {},
+    "Relative Input Stability": {"nr_samples": 3},
+    "Relative Output Stability": {"nr_samples": 3},
+    "Relative Representation Stability": {"nr_samples": 3},
+    "Pointing Game": {},
+    "Top-K Intersection": {"k": 8},
+    "Relevance Mass Accuracy": {},
+    "Relevance Rank Accuracy": {},
+    "Attribution Localisation ": {},
+    "AUC": {},
+    "Sparseness": {},
+    "Complexity": {},
+    "Effective Complexity": {},
+    "MPRT": {},
+    "Efficient MPRT": {},
+    "Random Logit": {"num_classes": 5},
+    "Completeness": {},
+    "NonSensitivity": {},
+    "InputInvariance": {},
+}
+COARSE = {  # yes or no, or a count, which another rule need not change
+    "Monotonicity-Arya",
+    "Sufficiency",
+    "Consistency",
+    "Pointing Game",
+    "Top-K Intersection",
+    "Relevance Rank Accuracy",
+    "Effective Complexity",
+    "Completeness",
+    "NonSensitivity",
+    "InputInvariance",
+    "ROAD",
+}
+CLASSES = {
+    name: metric for family in quantus.AVAILABLE_METRICS.values() for name, metric in family.items()
+}
+
+
+LEFT_OUT = {
+    "Focus": "wants mosaics of pictures",
+    "IROF": "takes no pictures of several channels, and np.trapz, which NumPy 2.4 has not",
+    "Smooth MPRT": "calls its own gradient whatever explain_func is",
+}
+
+
+def test_every_metric_is_tried() -> None:
+    assert CLASSES.keys() - SETTINGS.keys() <= LEFT_OUT.keys()
+
+
+def numbers(scores: Any) -> list[float]:
+    if isinstance(scores, dict):
+        return numbers(list(scores.values()))
+    if np.ndim(scores):
+        return [number for part in scores for number in numbers(part)]
+    return [float(scores)]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:quantus")
+@pytest.mark.filterwarnings("ignore::UserWarning:quantus")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_lrp_0_scores_as_input_x_gradient(name) -> None:
+    """The oracle for the whole way: on a ReLU network the two methods are one."""
+    if name not in CLASSES:
+        pytest.skip("not in this version of Quantus")
+    model, x = network(), X
+    if name == "ROAD":  # takes no pictures of several channels
+        model, x = network(lambda: nn.Sequential(nn.Conv2d(1, 3, 1), *small())), X[:, :1]
+    state = copy.deepcopy(model.state_dict())
+    masks = np.zeros((N, 1, 8, 8), dtype=bool)
+    masks[:, :, 1:5, 2:6] = True
+
+    def scores(function: Callable[..., Any], **given: Any) -> list[float]:
+        np.random.seed(0)
+        torch.manual_seed(0)
+        metric = CLASSES[name](**QUIET, **SETTINGS[name])
+        how = {"explain_func": function, "explain_func_kwargs": given}
+        return numbers(metric(model, x, Y, a_batch=None, s_batch=masks, **how))
+
+    ours = scores(summed, rules=presets.zero())
+    captums = scores(quantus.explain, method="InputXGradient")
+    assert len(ours) == len(captums) >= 1
+    assert np.allclose(ours, captums, rtol=1e-3, atol=1e-4, equal_nan=True)
+    if name not in COARSE:
+        other = scores(summed, rules=presets.epsilon_plus_flat())
+        assert not np.allclose(ours, other, rtol=2e-2, atol=1e-4)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# ways in -----------------------------------------------------------------------------------------
+
+
+def test_evaluate_takes_functions_and_arrays() -> None:
+    model = network()
+    preset = PRESETS[1]
+    found = quantus.evaluate(
+        metrics={
+            "flipping": quantus.PixelFlipping(features_in_step=16, **QUIET),
+            "sparseness": quantus.Sparseness(**QUIET),
+        },
+        xai_methods={"function": explain, "array": explain(model, X, Y, preset)},
+        model=model,
+        x_batch=X,
+        y_batch=Y,
+        explain_func_kwargs={"rules": preset},
+    )
+    assert np.shape(found["array"]["flipping"]) == (N, 12)
+    for metric in ("flipping", "sparseness"):
+        assert np.array_equal(found["function"][metric], found["array"][metric])
+
+
+def test_the_name_lrp_is_stock_captum(monkeypatch) -> None:
+    """Quantus looks the method's name up in its own module: ours is another ``explain_func``."""
+    model = network(Residual)
+    given = {"method": "LRP", "reduce_axes": ()}
+    with pytest.raises(RuntimeError, match="used more than once"):  # by stock Captum
+        quantus.explain(model, X, Y, **given)
+    from quantus.functions import explanation_func
+
+    monkeypatch.setattr(explanation_func, "LRP", LRP)
+    found = quantus.explain(model, X, Y, xai_lib_kwargs={"rules": PRESETS[1]}, **given)
+    assert np.array_equal(found, explain(model, X, Y, PRESETS[1]))
+
+
+def test_stock_captum_with_our_rules_by_name() -> None:
+    """``attach_rules`` around a metric, for those that explain the model itself."""
+    model = network(Flat)
+    given = {"explain_func_kwargs": {"method": "LRP", "reduce_axes": ()}}
+    metric = quantus.PixelFlipping(features_in_step=16, **QUIET)
+    stock = metric(model, X, Y, explain_func=quantus.explain, **given)
+    with attach_rules(model, PRESETS[1](model)):
+        found = metric(model, X, Y, explain_func=quantus.explain, **given)
+        # a copy, such as this metric makes, is one without rules
+        randomised = quantus.MPRT(**QUIET)(model, X, Y, explain_func=quantus.explain, **given)
+    ours = {"explain_func": explain, "explain_func_kwargs": {"rules": PRESETS[1]}}
+    assert np.allclose(found, metric(model, X, Y, **ours), atol=1e-6)
+    assert not np.allclose(stock, found, atol=1e-6)
+    expected = quantus.MPRT(**QUIET)(model, X, Y, **ours)
+    assert not np.allclose(randomised["features.0"], expected["features.0"], atol=1e-2)
