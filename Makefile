@@ -1,10 +1,11 @@
-.PHONY: test lint types format docs bench
+.PHONY: test lint types format docs bench wheel lowest
 
 test:
 	pytest
 
 lint:
 	ruff check .
+	ruff format --check .
 
 types:
 	mypy
@@ -17,3 +18,9 @@ docs:
 
 bench:
 	python -m benchmarks
+
+wheel:
+	.ci/wheel
+
+lowest:
+	.ci/lowest
