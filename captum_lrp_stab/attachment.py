@@ -13,7 +13,7 @@ from captum_lrp_stab import types
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules
-from captum_lrp_stab.mapping import NameMap, build_rules
+from captum_lrp_stab.mapping import Entries, build_rules
 from captum_lrp_stab.rules import EpsilonRule, PassRule
 
 
@@ -90,7 +90,7 @@ def _with_rule(module: nn.Module, rule: PropagationRule) -> type[nn.Module]:
     return made
 
 
-def attach_rules(model: nn.Module, name_map: NameMap) -> AttachedRules:
+def attach_rules(model: nn.Module, name_map: Entries) -> AttachedRules:
     """Set one fresh rule per layer on ``module.rule``, for stock ``captum.attr.LRP``.
 
     Leaf modules that ``name_map`` does not name keep a rule they have. Of the others, linear

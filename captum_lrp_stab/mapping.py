@@ -18,10 +18,13 @@ from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.rules import PassRule
 
-NameMap = list[tuple[list[str], type[PropagationRule], dict[str, Any]]]
+Entry = tuple[list[str], type[PropagationRule], dict[str, Any]]
+NameMap = list[Entry]
+Entries = Sequence[Entry]
+"""What is taken for a name_map: one whose rules are all of a class is a list of another type."""
 
 
-def build_rules(model: nn.Module, name_map: NameMap) -> dict[str, PropagationRule]:
+def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRule]:
     """Return one fresh rule per layer that ``name_map`` names.
 
     Raises:

@@ -16,14 +16,14 @@ from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Group, Term
 from captum_lrp_stab.layer_filter import layers_of
 from captum_lrp_stab.leaves import leaf_modules
-from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.mapping import Entries
 from captum_lrp_stab.presets import Choice, Preset
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.rules import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import Signed
 
 _NEEDS_NO_RULE = types.Activation + types.Dropout + types.MaxPool + types.Reshape + types.Padding
-Rules = NameMap | Callable[[nn.Module], NameMap] | None
+Rules = Entries | Callable[[nn.Module], Entries] | None
 
 
 def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
@@ -45,7 +45,9 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
     if rules is None:
         return RuleSet(rules_on(model), **options)
     if isinstance(rules, Preset):
-        name_map = rules.build(layers_of(model))  # empty where every layer is a functional call
+        name_map: Entries = rules.build(
+            layers_of(model)
+        )  # empty where every layer is a functional call
         options = {"by_type": _fresh(rules.by_type)} | options
     else:
         name_map = rules(model) if callable(rules) else rules
