@@ -2,7 +2,7 @@
 
     python docs/draw_stabilizers.py
 
-writes docs/pictures/stabilizer_*.png, and the numbers drawn in them, docs/pictures/stabilizers.json.
+writes docs/pictures/stabilizer_*.png, and the numbers in them, docs/pictures/stabilizers.json.
 """
 
 import json
