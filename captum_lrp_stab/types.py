@@ -13,15 +13,22 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ConvolutionForward = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Convolutions in 1 to 3 dimensions."""
 ConvolutionTranspose = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Transposed convolutions in 1 to 3 dimensions."""
 Convolution = ConvolutionForward + ConvolutionTranspose
+"""All convolutions."""
 FullyConnected = (nn.Linear,)
+"""Linear layers alone."""
 Linear = FullyConnected + Convolution
 """Linear layers and all convolutions, as in the field."""
 
 FixedAvgPool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+"""Average pools with windows of a given size."""
 AdaptiveAvgPool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+"""Average pools with an output of a given size."""
 AvgPool = FixedAvgPool + AdaptiveAvgPool
+"""All average pools."""
 MaxPool = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -30,8 +37,11 @@ MaxPool = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )
+"""Pools by maximum: relevance goes to the largest input."""
 BatchNorm: tuple[type[nn.Module], ...] = (_BatchNorm,)
+"""Batch norm in 1 to 3 dimensions."""
 Dropout: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
+"""All kinds of dropout."""
 Activation: tuple[type[nn.Module], ...] = (
     nn.CELU,
     nn.ELU,
@@ -59,6 +69,7 @@ Padding: tuple[type[nn.Module], ...] = (
     nn.modules.padding._ReplicationPadNd,
     nn.modules.padding._CircularPadNd,
 )
+"""Modules that pad."""
 Reshape: tuple[type[nn.Module], ...] = (
     nn.Flatten,
     nn.Unflatten,
