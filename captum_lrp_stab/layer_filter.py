@@ -82,7 +82,14 @@ class LayerFilter:
         self.set_target_types(target_types)
 
     def set_target_types(self, types_: TypeTuple | None) -> None:
-        """Select modules of these types from now on; None for all layers that take a rule."""
+        """Select modules of these types from now on.
+
+        Args:
+            types_: A tuple of module types; None for all layers that take a rule.
+
+        Raises:
+            LayerFilterError: It is no tuple of module types.
+        """
         self.target_types = _checked_types(types_)
 
     def filter(
@@ -93,6 +100,9 @@ class LayerFilter:
         Args:
             cond: Called with the index of each layer.
             target_types: Types for this call only.
+
+        Returns:
+            Names in order of the index, each once.
 
         Raises:
             LayerFilterError: Nothing is selected, or ``target_types`` is no tuple of types.

@@ -75,30 +75,58 @@ def zero() -> Preset:
 
 
 def epsilon(epsilon: float = 1e-6) -> Preset:
-    """Give every linear layer and average pool the epsilon rule."""
+    """Give every linear layer and average pool the epsilon rule.
+
+    Args:
+        epsilon: Of the epsilon rule, >= 0.
+    """
     choice = (EpsilonRule, {"epsilon": epsilon})
     return _by_type("epsilon", [(types.Linear + types.AvgPool, choice)])
 
 
 def epsilon_plus(epsilon: float = 1e-6) -> Preset:
-    """The z+ rule for convolutions, epsilon else (zennit's ``EpsilonPlus``)."""
+    """The z+ rule for convolutions, epsilon else (zennit's ``EpsilonPlus``).
+
+    Average pools get the epsilon rule with 1e-6.
+
+    Args:
+        epsilon: Of the epsilon rule, >= 0.
+    """
     return _by_type("epsilon_plus", _convolutional((ZPlusRule, {}), epsilon))
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Preset:
-    """``epsilon_plus`` with the flat rule in the first layer (zennit's ``EpsilonPlusFlat``)."""
+    """``epsilon_plus`` with the flat rule in the first layer (zennit's ``EpsilonPlusFlat``).
+
+    Average pools get the epsilon rule with 1e-6.
+
+    Args:
+        epsilon: Of the epsilon rule, >= 0.
+    """
     table = _convolutional((ZPlusRule, {}), epsilon)
     return _by_type("epsilon_plus_flat", table, (types.Linear, (FlatRule, {})))
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Preset:
-    """Alpha 2, beta 1 for convolutions, epsilon else (zennit's ``EpsilonAlpha2Beta1``)."""
+    """Alpha 2, beta 1 for convolutions, epsilon else (zennit's ``EpsilonAlpha2Beta1``).
+
+    Average pools get the epsilon rule with 1e-6.
+
+    Args:
+        epsilon: Of the epsilon rule, >= 0.
+    """
     table = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
     return _by_type("epsilon_alpha2_beta1", table)
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Preset:
-    """``epsilon_alpha2_beta1`` with flat first (zennit's ``EpsilonAlpha2Beta1Flat``)."""
+    """``epsilon_alpha2_beta1`` with flat first (zennit's ``EpsilonAlpha2Beta1Flat``).
+
+    Average pools get the epsilon rule with 1e-6.
+
+    Args:
+        epsilon: Of the epsilon rule, >= 0.
+    """
     table = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
     return _by_type("epsilon_alpha2_beta1_flat", table, (types.Linear, (FlatRule, {})))
 
@@ -111,8 +139,10 @@ def epsilon_gamma_box(
     Args:
         low: Smallest possible input, see :class:`captum_lrp_stab.ZBoxRule`.
         high: Largest possible input.
-        epsilon: Of the epsilon rule.
-        gamma: Of the gamma rule.
+        epsilon: Of the epsilon rule, >= 0.
+        gamma: Of the gamma rule, >= 0.
+
+    Source: zennit's composite; rules by depth as in Montavon et al. 2019, ch. 10.3.
     """
     table = _convolutional((GammaRule, {"gamma": gamma}), epsilon)
     box = (ZBoxRule, {"low": low, "high": high})

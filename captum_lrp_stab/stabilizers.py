@@ -58,7 +58,14 @@ class Stabilizer(ABC):
         """
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return ``stabilize(z)``."""
+        """Return ``stabilize(z)``.
+
+        Args:
+            z: Denominators, shape ``(N, *features)``.
+
+        Raises:
+            StabilizerError: The dtype of ``z`` is no floating one.
+        """
         if not torch.is_floating_point(z):
             raise StabilizerError(
                 f"{self!r} got a tensor of dtype {z.dtype}; denominators are floating point: "
@@ -84,6 +91,9 @@ class Signed(_EpsilonStabilizer):
     Args:
         epsilon: :math:`ε \ge 0`.
         relative: Scale epsilon by the root mean square of each sample (zennit's ``norm_scale``).
+
+    Raises:
+        StabilizerError: ``epsilon`` is negative or not finite.
 
     Source: Bach et al. 2015, eq. 58; the sign convention at 0 is zennit's and Captum's.
     """
@@ -116,6 +126,11 @@ class RootMeanSquare(_EpsilonStabilizer):
         epsilon: :math:`ε \ge 0`, a fraction of the root mean square.
         floor: Added to every denominator.
         per_sample: Take the mean over each sample (dimension 0), or over the whole tensor.
+
+    Raises:
+        StabilizerError: ``epsilon`` or ``floor`` is negative or not finite.
+
+    Source: the tutorial of Montavon et al. 2019, where the mean runs over the batch.
     """
 
     floor: float = 1e-9
@@ -133,7 +148,14 @@ class RootMeanSquare(_EpsilonStabilizer):
 
 @dataclass(frozen=True)
 class Additive(_EpsilonStabilizer):
-    r"""Add a constant: :math:`z + ε`, the "vanilla" form, with a pole at :math:`z = -ε`."""
+    r"""Add a constant: :math:`z + ε`, the "vanilla" form, with a pole at :math:`z = -ε`.
+
+    Args:
+        epsilon: :math:`ε \ge 0`.
+
+    Raises:
+        StabilizerError: ``epsilon`` is negative or not finite.
+    """
 
     @property
     def is_elementwise(self) -> bool:
@@ -147,7 +169,16 @@ class Additive(_EpsilonStabilizer):
 
 @dataclass(frozen=True)
 class Clip(_EpsilonStabilizer):
-    r"""Move only denominators nearer to zero than epsilon: :math:`\mathrm{sign}(z)\max(|z|, ε)`."""
+    r"""Move only denominators nearer to zero than epsilon: :math:`\mathrm{sign}(z)\max(|z|, ε)`.
+
+    Args:
+        epsilon: :math:`ε \ge 0`.
+
+    Raises:
+        StabilizerError: ``epsilon`` is negative or not finite.
+
+    Source: zennit's ``Stabilizer(clip=True)``.
+    """
 
     moves_away_from_0 = True
 
@@ -164,7 +195,10 @@ class Clip(_EpsilonStabilizer):
 
 @dataclass(frozen=True)
 class Identity(Stabilizer):
-    """No stabilizer: the bare denominator."""
+    """No stabilizer: the bare denominator.
+
+    In gradient form 0/0 is 0 all the same; in the other forms and under stock Captum it is NaN.
+    """
 
     moves_away_from_0 = True
 
@@ -191,6 +225,9 @@ class RoundingAware(Stabilizer):
 
     Args:
         factor: Multiple of the unit roundoff, > 0.
+
+    Raises:
+        StabilizerError: ``factor`` is not a finite number > 0; (when called) on a tensor alone.
 
     Source: the error bound of a sum, Higham 2002, ch. 4.2.
     """
