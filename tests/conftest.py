@@ -1,5 +1,6 @@
 """What tests of many tiny networks share."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,11 @@ import pytest
 import torch
 
 from captum_lrp_stab import blocks
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # each process takes its share of the cores
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(share)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))  # and the processes it starts
 
 
 @pytest.fixture
