@@ -8,14 +8,13 @@ Both are checked by the contracts that the shipped ones keep; docs/howto/own_rul
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_lrp_stab import LRP, EpsilonRule, LayerFilter, pictures, presets, types, visualize, zoo
-from captum_lrp_stab.affine import Affine
-from captum_lrp_stab.kernel import Group, Part, Term
-from captum_lrp_stab.rules import Rule
+from captum_lrp_stab.rules import Affine, Group, Part, Rule, Term
 from captum_lrp_stab.stabilizers import Stabilizer, signs
 from captum_lrp_stab.testing import assert_rule_contract, assert_stabilizer_contract
 
@@ -66,7 +65,8 @@ def main(folder: Path) -> None:
         (layers(lambda n: True, types.Convolution), AbsoluteRule, {"stabilizer": Hypot(1e-3)}),
         (layers(lambda n: True, types.FullyConnected), EpsilonRule, {"epsilon": 1e-6}),
     ]
-    rules = {"by size": name_map, "z+": presets.epsilon_plus(), "epsilon": presets.epsilon()}
+    plus, epsilon = presets.epsilon_plus(), presets.epsilon()
+    rules: dict[str, Any] = {"by size": name_map, "z+": plus, "epsilon": epsilon}
     relevance = {name: LRP(classifier.model, r).attribute(x, target) for name, r in rules.items()}
     for name, R in relevance.items():
         print(f"{name}: score {scores[target]:.3f}, sum of relevance {R.sum():.3f}")

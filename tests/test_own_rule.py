@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captum_lrp_stab.affine import Dense
-from captum_lrp_stab.kernel import Group, Term
+from captum_lrp_stab.rules import Group, Term
 from captum_lrp_stab.testing import assert_rule_contract, assert_stabilizer_contract
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_rule.py"
