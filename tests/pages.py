@@ -1,0 +1,131 @@
+"""Reading the documentation's pages: code blocks, commands, links, anchors."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    if "_build" not in path.parts
+)
+
+_FENCE = re.compile(r"^(`{3,}|~{3,})\s*(\S*)")
+_LINK = re.compile(r"(?<!\\)\[(?:[^][]|\[[^]]*\])*\]\(([^()\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} +(.+?) *$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its lines, and the number of the first of them."""
+
+    language: str
+    lines: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command a page shows, and the exit status it promises."""
+
+    arguments: tuple[str, ...]
+    status: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
+    fence, language, start, lines = "", "", 0, []
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = _FENCE.match(line)
+        if not fence:
+            if found:
+                fence, language, start, lines = found[1], found[2], number + 1, []
+        elif line.strip() == fence:
+            yield Block(language, tuple(lines), start)
+            fence = ""
+        else:
+            lines.append(line)
+
+
+def prose(text: str) -> str:
+    """Return a page without its fenced blocks and its code spans."""
+    kept, fence = [], ""
+    for line in text.splitlines():
+        found = _FENCE.match(line)
+        if not fence and found:
+            fence = found[1]
+        elif fence:
+            if line.strip() == fence:
+                fence = ""
+        else:
+            kept.append(line)
+    return re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", "\n".join(kept), flags=re.DOTALL)
+
+
+def unchecked_python(text: str) -> list[int]:
+    """Return the first lines of the blocks of Python that doctest would not run, or run wrongly.
+
+    The line before the closing fence must be blank, or the fence would count as expected output.
+    """
+    return [
+        block.line
+        for block in blocks(text)
+        if block.language in ("python", "pycon", "py", "python3")
+        and not (block.lines and block.lines[0].startswith(">>> ") and not block.lines[-1].strip())
+    ]
+
+
+def commands(text: str, program: str = "captum-lrp-stab") -> list[Command]:
+    """Return the commands of the console blocks.
+
+    Lines that begin with ``$ `` are typed, the others are output. A ``$ echo $?`` after a command
+    promises the status in the line below it; without one the command promises 0.
+    """
+    found = []
+    for block in blocks(text):
+        if block.language != "console":
+            continue
+        typed = re.sub(r"\\\n\s*", " ", "\n".join(block.lines)).splitlines()
+        for index, line in enumerate(typed):
+            words = shlex.split(line[2:], comments=True) if line.startswith("$ ") else []
+            if not words or words[0] != program:
+                continue
+            rest = typed[index + 1 :]
+            after = next((i for i, other in enumerate(rest) if other.startswith("$ ")), None)
+            promised = 0
+            if after is not None and rest[after] == "$ echo $?":
+                promised = int(rest[after + 1])
+            found.append(Command(tuple(words[1:]), promised))
+    return found
+
+
+def anchors(text: str) -> set[str]:
+    """Return what the headings of a page are linked by, as on GitHub."""
+    fenced = {n for b in blocks(text) for n in range(b.line - 1, b.line + len(b.lines) + 1)}
+    found: set[str] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        heading = None if number in fenced else _HEADING.match(line)
+        if heading:
+            words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading[1]).lower()
+            slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+            again = sum(other == slug or other.startswith(f"{slug}-") for other in found)
+            found.add(f"{slug}-{again}" if slug in found else slug)
+    return found
+
+
+def broken_links(path: Path, text: str) -> list[str]:
+    """Return the relative links of a page that lead to no file, or to no heading in it."""
+    broken = []
+    for link in _LINK.findall(prose(text)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists():
+            broken.append(link)
+        elif anchor and anchor not in anchors(text if not name else target.read_text()):
+            broken.append(link)
+    return broken
