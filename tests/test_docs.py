@@ -138,6 +138,8 @@ class TestTheChecks:
             (">>> 1\n1\n", True),  # the fence would be expected output
             ("print(1)\n\n", True),
             ("", True),
+            ("from lrp.core import LRP\n", False),
+            ("from lrpy.core import LRP\n", True),
         ],
     )
     def test_python(self, lines, is_wrong) -> None:
