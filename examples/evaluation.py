@@ -1,8 +1,7 @@
 """Which heatmap shows what the network looks at? Pixel flipping on two photographs.
 
 Squares are blurred, those with the most relevance first, and once more those with the least first.
-Under a good heatmap the class's probability falls early in the first order and late in the second:
-the area between the curves is large. Quantus, if installed, adds its region perturbation.
+The better the heatmap, the larger is the area between the two curves of the class's probability.
 
     python examples/evaluation.py [FOLDER]
 """
@@ -12,7 +11,6 @@ from importlib import import_module, util
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from captum.attr import InputXGradient
 from matplotlib.figure import Figure
 from PIL import Image
@@ -32,7 +30,7 @@ def flip(model: nn.Module, x: Tensor, blurred: Tensor, order: Tensor, target: in
     """The target's probability after each share, for one picture ``(1, 3, H, W)``."""
     rank = order.argsort().float().reshape(1, 1, x.shape[2] // SIDE, -1)  # place in the order
     last = (SHARES * order.numel()).round()[:, None, None, None]
-    pictures = torch.where(F.interpolate(rank, scale_factor=SIDE) < last, blurred, x)
+    pictures = torch.where(nn.functional.interpolate(rank, scale_factor=SIDE) < last, blurred, x)
     probability = model(pictures).softmax(1)[:, target].detach()
     return probability / probability[0]
 
@@ -51,37 +49,31 @@ def main(folder: Path) -> None:
     ((additive,),) = lrp.attribute_many(x, [y], stabilizers=[stabilizers.Additive(0.1)])
     relevances = [torch.rand_like(x), gradient, additive]
     relevances += lrp.attribute_many(x, [y], rules=rules)[0]
-
     figure = Figure(figsize=(12, 4), layout="constrained")
     falling, lasting, bars = figure.subplots(1, 3)
     for name, relevance, colour in zip(names, relevances, COLOURS, strict=True):
         summed, area = relevance.sum(1, keepdim=True), []
-        most = F.avg_pool2d(summed, SIDE).flatten(1).argsort(dim=1, descending=True)
+        most = nn.functional.avg_pool2d(summed, SIDE).flatten(1).argsort(dim=1, descending=True)
         for axes, orders in ((falling, most), (lasting, most.flip(1))):
             each = zip(x.split(1), blurred.split(1), orders, y.tolist(), strict=True)
             curve = torch.stack([flip(model, *one) for one in each]).mean(0)
             area.append(torch.trapezoid(curve, SHARES).item())
             axes.plot(SHARES, curve, marker="o", markersize=3, color=colour, label=name)
             axes.set(xlabel="Share of the squares that are blurred", ylim=(0, 1.3))
-        bars.barh(name, area[1] - area[0], color=colour)
-        print(
-            f"{name:17}  most {area[0]:.3f}, least {area[1]:.3f}, between {area[1] - area[0]:+.3f}"
-        )
+        between = area[1] - area[0]
+        bars.barh(name, between, color=colour)
+        print(f"{name:17}  most {area[0]:.3f}, least {area[1]:.3f}, between {between:+.3f}")
         if quantus:  # how far the probability falls as ten squares turn black, on average
             metric = quantus.RegionPerturbation(SIDE, regions_evaluation=10, disable_warnings=True)
             falls = metric(model, x.numpy(), y.numpy(), a_batch=summed.numpy(), softmax=True)
             print(f"{'':17}  Quantus, region perturbation {sum(map(sum, falls)) / 20:.3f}")
     falling.set(title="Most relevant first", ylabel="Probability, relative to the whole picture's")
-    falling.legend(fontsize="small")
     lasting.set(title="Least relevant first")
-    bars.set(title="Area between the two")
-    bars.axvline(0, color="black", linewidth=0.8)
-    bars.invert_yaxis()
+    lasting.legend(fontsize="small")
+    bars.set(title="Area between the two", ylim=(5.5, -0.5))
     figure.savefig(folder / "evaluation.png", dpi=120)
 
 
 if __name__ == "__main__":
-    print(
-        "with Quantus" if quantus else "Quantus is not installed: without its region perturbation"
-    )
+    print("Quantus is", "installed" if quantus else "not installed, and left out")
     main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
