@@ -1,81 +1,56 @@
 """A Captum script, and what changes: the import.
 
-Explains a small classifier of handwritten digits, drawn here, with stock Captum's LRP and with
-ours, on a network that stock Captum gets wrong: a functional addition doubles its relevance.
+On a network that stock Captum's LRP serves, SqueezeNet, both give the same. On one it does not
+serve, EfficientNet-Lite0, stock Captum stops at the first layer it has no rule for; the same lines
+run with this package's LRP.
 
-    python examples/drop_in.py [FOLDER]
+    python examples/drop_in.py [FOLDER] [PICTURE]
 """
 
 import sys
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from captum.attr import LRP as CaptumLRP
+import matplotlib.pyplot as plt
+from captum.attr import LRP as StockLRP
 from captum.attr import visualization as viz
-from torch import Tensor, nn
 
-from captum_lrp_stab import LRP  # the change: was `from captum.attr import LRP`
-
-
-class Residual(nn.Module):
-    """Two convolutions with a shortcut, written as people write them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, 8, 3, padding=1, bias=False)
-        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.head = nn.Linear(8, 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        x = F.relu(self.second(x) + x)
-        return self.head(x.mean(dim=(2, 3)))
+from captum_lrp_stab import (
+    LRP,  # the change: was `from captum.attr import LRP`
+    pictures,
+    zoo,
+)
 
 
-def bars(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy pictures of a horizontal (class 0) or vertical (class 1) bar."""
-    generator = torch.Generator().manual_seed(seed)
-    pictures = 0.3 * torch.rand(n, 1, 16, 16, generator=generator)
-    labels = torch.randint(2, (n,), generator=generator)
-    for picture, label, at in zip(
-        pictures, labels, torch.randint(2, 14, (n,), generator=generator), strict=True
-    ):
-        picture[0, at : at + 2] += 0.7
-        if label:
-            picture[0] = picture[0].T.clone()
-    return pictures, labels
-
-
-def main(folder: Path) -> None:
-    torch.manual_seed(0)
-    model = Residual()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    pictures, labels = bars(256, seed=1)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(pictures), labels).backward()
-        optimizer.step()
-    model.eval()
-
-    x, y = bars(1, seed=2)
-    score = model(x)[0, y].item()
-    stock = CaptumLRP(model).attribute(x.clone(), target=y)
-    ours = LRP(model).attribute(x, target=y)
-    print(f"score {score:.3f}")
-    print(f"sum of relevance, stock Captum  {stock.sum():.3f}")
-    print(f"sum of relevance, this package  {ours.sum():.3f}")
-
-    figure, _ = viz.visualize_image_attr(
-        ours[0].permute(1, 2, 0).numpy(),
-        x[0].permute(1, 2, 0).numpy(),
-        method="heat_map",
-        sign="all",
-        title="relevance",
-        use_pyplot=False,
-    )
+def main(folder: Path, picture: str | None = None) -> None:
+    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), layout="tight")
+    panels = iter(axes)
+    for name in ("squeezenet1_1_caffe", "efficientnet_lite0"):
+        classifier = zoo.load(name)
+        seen = classifier.preprocessing.picture(image)  # resized and cut out
+        x = classifier.preprocessing.input(seen).requires_grad_()
+        target = int(classifier.model(x).argmax())
+        print(f"{name}: {classifier.label(target)}, {classifier.model(x)[0, target]:.3f}")
+        for implementation, kind in ("stock Captum", StockLRP), ("this package", LRP):
+            lrp = kind(classifier.model)
+            try:
+                relevance, delta = lrp.attribute(x, target, return_convergence_delta=True)
+            except TypeError as error:
+                print(f"  {implementation}: TypeError: {str(error).partition(' and')[0]}")
+                continue
+            print(f"  {implementation}: sum {relevance.sum():.3f}, delta {delta.item():.3f}")
+            viz.visualize_image_attr(
+                relevance[0].detach().permute(1, 2, 0).numpy(),
+                method="heat_map",
+                sign="all",
+                cmap="RdBu_r",  # tells the signs apart without telling red from green
+                title=f"{name}\n{implementation}",
+                plt_fig_axis=(figure, next(panels)),
+                use_pyplot=False,
+            )
     figure.savefig(folder / "drop_in.png")
+    plt.close(figure)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), *sys.argv[2:3])

@@ -1,19 +1,10 @@
-"""The castle study's four-part map on VGG16, under stock Captum and under our LRP.
+"""Rules by layer index and type, as a list one can print and edit.
 
-Random weights, so that it runs offline; give a torchvision state_dict file to use trained ones.
-
-    python examples/name_map.py [FOLDER] [WEIGHTS]
+python examples/name_map.py [FOLDER] [PICTURE]
 """
 
 import sys
 from pathlib import Path
-
-import torch
-from captum.attr import LRP as CaptumLRP
-from captum.attr import visualization as viz
-from PIL import Image
-from torchvision.models import vgg16
-from torchvision.transforms import v2
 
 from captum_lrp_stab import (
     LRP,
@@ -21,52 +12,60 @@ from captum_lrp_stab import (
     GammaRule,
     LayerFilter,
     ZBoxRule,
-    ZeroRule,
-    attach_rules,
+    ZPlusRule,
+    pictures,
+    plan,
+    presets,
+    stabilizers,
+    types,
+    visualize,
+    zoo,
 )
 
-PICTURE = Path(__file__).parent.parent / "data" / "textured.png"
-MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
 
-
-def main(folder: Path, weights: Path | None = None) -> None:
-    torch.manual_seed(0)
-    model = vgg16(weights=None).eval()
-    if weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
-    pixels = v2.functional.to_dtype(
-        v2.functional.pil_to_tensor(Image.open(PICTURE))[None], torch.float32, scale=True
-    )
-    x = (pixels - MEAN) / STD
-    low, high = (0 - MEAN) / STD, (1 - MEAN) / STD
-
-    layers = LayerFilter(model)
-    name_map = [
-        (layers(lambda n: n == 0), ZBoxRule, {"low": low, "high": high}),
-        (layers(lambda n: 1 <= n <= 16), GammaRule, {"gamma": 0}),
-        (layers(lambda n: 17 <= n <= 30), EpsilonRule, {"epsilon": 0.25}),
-        (layers(lambda n: 31 <= n), ZeroRule, {"stabilizer": 1e-6}),
-    ]
+def main(folder: Path, picture: str | None = None) -> None:
+    classifier = zoo.load("squeezenet1_1_caffe")
+    model, preprocessing = classifier.model, classifier.preprocessing
+    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    seen = preprocessing.picture(image)  # resized and cut out
+    x = preprocessing.input(seen)
     target = int(model(x).argmax())
-    ours = LRP(model, name_map).attribute(x, target=target)
-    with attach_rules(model, name_map):
-        stock = CaptumLRP(model).attribute(x.clone(), target=target).detach()
-    print(f"relative difference of the two: {(ours - stock).norm() / stock.norm():.1e}")
+    score = model(x)[0, target].item()
 
-    figure, _ = viz.visualize_image_attr(
-        (ours / ours.abs().max())[0].permute(1, 2, 0).numpy(),
-        pixels[0].permute(1, 2, 0).numpy(),
-        method="blended_heat_map",
-        sign="all",
-        show_colorbar=True,
-        use_pyplot=False,
-    )
+    # Indices count leaf modules; the filter selects those that take a rule. A second argument
+    # narrows that to types: of the layers 1 to 40 the convolutions, of all the average pools.
+    layers = LayerFilter(model)
+    box = {"low": preprocessing.low, "high": preprocessing.high}
+    clipped = {"gamma": 0.25, "stabilizer": stabilizers.Clip(1e-6)}
+    name_map = [
+        (layers(lambda n: n == 0), ZBoxRule, box),
+        (layers(lambda n: 1 <= n <= 40, types.Convolution), GammaRule, clipped),
+        (layers(lambda n: n > 40, types.Convolution), EpsilonRule, {"epsilon": 0.1}),
+        (layers(lambda n: True, types.AvgPool), EpsilonRule, {}),
+    ]
+    for names, rule, _ in name_map:
+        print(f"{rule.__name__:12}{len(names):3} layers, {names[0]} to {names[-1]}")
+
+    # What each operation gets, before anything is attributed
+    planned = plan(model, x, name_map)
+    print(f"{len(planned.rows)} operations, {len(planned.layers)} with a rule; the first three:")
+    print("\n".join(str(planned).splitlines()[:4]))
+
+    # A preset called with the model is such a list, to be edited: here z-plus in fire module 3
+    edited = presets.epsilon_gamma_box(**box)(model)
+    fire = [name for name in layers(lambda n: True) if name.startswith("features.3.")]
+    edited = [([n for n in names if n not in fire], *rest) for names, *rest in edited]
+    edited.append((fire, ZPlusRule, {}))
+    print(f"edited: {', '.join(f'{rule.__name__} {len(names)}' for names, rule, _ in edited)}")
+
+    maps = {"epsilon everywhere": presets.epsilon(), "by index and type": name_map}
+    maps["a preset, edited"] = edited
+    (relevances,) = LRP(model).attribute_many(x, [target], rules=list(maps.values()))
+    found = dict(zip(maps, relevances, strict=True))
+    title = f"{classifier.name}, {classifier.label(target)}"
+    figure = visualize.heatmaps(found, seen, scores=score, shared=False, title=title)
     figure.savefig(folder / "name_map.png")
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1] if len(sys.argv) > 1 else "."),
-        Path(sys.argv[2]) if len(sys.argv) > 2 else None,
-    )
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."), *sys.argv[2:3])
