@@ -5,8 +5,8 @@ it saw: the heatmap depends on what stands in the denominator. Without a stabili
 two popular ones make patches. In gradient form, this package's own, 0/0 cannot arise.
 
 VGG16's weights cannot be shipped, so by default this runs EfficientNet-Lite0 with its ImageNet
-weights, under the same map by depth. For the study's own network give a file with torchvision's
-weights (https://download.pytorch.org/models/vgg16-397923af.pth), or ``none`` for random ones.
+weights, under the same map by depth. For the study's own network give the file of torchvision's
+weights, vgg16-397923af.pth, or ``none`` for random ones.
 
     python examples/castle_study.py [FOLDER] [PICTURE] [WEIGHTS]
 """
@@ -29,8 +29,10 @@ from captum_lrp_stab.investigation import investigate
 
 # Name and epsilon, as on the command line. The study took the quadratic mean over the whole batch,
 # RootMeanSquare(epsilon, per_sample=False): of one picture that is the same.
-TITLE = "Above: the study's form, which rewrites the forward pass. Below: the gradient form."
 STABILIZERS = ("none", "signed:1e-6", "additive:0.1", "quadratic-mean:1e-6", "quadratic-mean:0.1")
+# Ten times the cubic mean of |R| saturates, the study's scale; each heatmap has its own.
+STYLE = {"columns": 5, "scale": "cubic", "colours": "seismic", "shared": False}
+TITLE = "Above: the study's form, which rewrites the forward pass. Below: the gradient form."
 
 
 def name_map_of(classifier: zoo.Classifier) -> list:
@@ -66,15 +68,7 @@ def main(folder: Path, picture: Path | None = None, weights: str | None = None) 
             heatmaps[f"{short}, {found.name}"] = heatmap
             if found.score is not None:
                 scores[f"{short}, {found.name}"] = found.score
-    figure = visualize.heatmaps(
-        heatmaps,
-        scores=scores,
-        columns=5,
-        scale="cubic",
-        colours="seismic",
-        shared=False,
-        title=TITLE,
-    )
+    figure = visualize.heatmaps(heatmaps, scores=scores, title=TITLE, **STYLE)
     figure.savefig(folder / "castle_study.png")
 
 

@@ -35,7 +35,7 @@ def main(folder: Path, picture: str | Path = PICTURE) -> None:
     print(f"z = {neuron.z:g}, denominator {neuron.denominator:g}, relevance {neuron.relevance:g}")
     print(f"the neuron sees {found.sees[0]}")
 
-    # The tolerance is how far float32 may be from float64: on this picture 1.5% with any stabilizer.
+    # The tolerance: how far float32 may be from float64, here 1.5% under any small stabilizer
     advice = advise(model, x, target, rules, tolerance=0.05, **bare)
     print(advice)
     repaired = diagnose(model, x, target, advice.name_map, form="relevance")

@@ -23,7 +23,8 @@ from captum_lrp_stab import (
 
 def main(folder: Path, picture: str | None = None) -> None:
     image = pictures.default_picture() if picture is None else pictures.read(picture)
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), layout="tight")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.2))
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.87, wspace=0.03)
     panels = iter(axes)
     for name in ("squeezenet1_1_caffe", "efficientnet_lite0"):
         classifier = zoo.load(name)

@@ -60,10 +60,6 @@ def main(folder: Path, picture: str | None = None) -> None:
         print(f"channel {channel}: {of_channel[channel]:.3f}, in the picture {one.sum():.3f}")
     scores = {"all channels": score, **{f"channel {c}": of_channel[c] for c in top}}
 
-    together = sum(through.attribute_many(x, list(range(len(of_channel)))))
-    whole = heatmaps["all channels"]
-    print(f"all channels together: {(together - whole).norm() / whole.norm():.0e} off the whole")
-
     title = f"{classifier.label(target)}: what counts for the channels of features.{LAYER}"
     figure = visualize.heatmaps(heatmaps, seen, scores=scores, shared=False, columns=5, title=title)
     figure.savefig(folder / "layer_relevance.png")

@@ -48,8 +48,9 @@ def main(folder: Path, picture: str | None = None) -> None:
 
     # What each operation gets, before anything is attributed
     planned = plan(model, x, name_map)
-    print(f"{len(planned.rows)} operations, {len(planned.layers)} with a rule; the first three:")
-    print("\n".join(str(planned).splitlines()[:4]))
+    print(f"{len(planned.rows)} operations, {len(planned.layers)} with a rule; the first four:")
+    for row in planned.rows[:4]:  # print(planned) shows them all
+        print(f"  {row.index} {row.name} ({row.type}): {row.rule}")
 
     # A preset called with the model is such a list, to be edited: here z-plus in fire module 3
     edited = presets.epsilon_gamma_box(**box)(model)

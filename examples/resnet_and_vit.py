@@ -27,7 +27,6 @@ def main(folder: Path, picture: str | None = None, resnet: str = "none", vit: st
             torch.manual_seed(0)
             torch.nn.init.normal_(model.heads.head.weight)  # torchvision begins with 0
         target = int(model(x).argmax())
-        score = model(x)[0, target].item()
 
         # What every operation gets: functional additions, batch norm, attention included
         rules = presets.epsilon_gamma_box(preprocessing.low, preprocessing.high)
@@ -36,12 +35,13 @@ def main(folder: Path, picture: str | None = None, resnet: str = "none", vit: st
         for rule, count in Counter(row.rule for row in planned.rows).most_common():
             print(f"  {count:4} {rule}")
 
-        # The score is the relevance of the input and what the layers absorb; all is accounted for.
-        ledger = diagnose(model, x, target, rules).ledger
-        absorbed = ledger.shares
-        print(f"  score {ledger.score:.3f} = {ledger.inputs.total:.3f} in the picture")
-        print(f"    + {absorbed.bias:.3f} biases + {absorbed.total - absorbed.bias:.3f} others")
-        print(f"  unaccounted for: {ledger.closing:.0e}")
+        # The score is what reaches the picture and what layers absorb; all is accounted for.
+        found = diagnose(model, x, target, rules)
+        absorbed = found.ledger.shares
+        print(f"  score {found.ledger.score:.3f}: picture {found.ledger.inputs.total:.3f}")
+        print(f"  biases and constants {absorbed.bias:.3f}, softmax {absorbed.operation:.3f}")
+        print(f"  stabilizers {absorbed.stabilizer:.3f}, unaccounted {found.ledger.closing:.0e}")
+        relevance[name], scores[name] = found.relevances[0], found.score
 
         if name == "resnet50":  # ReLUs, additions, averages: LRP-0 is gradient x input
             zero = LRP(model, presets.zero()).attribute(x, target)
@@ -49,8 +49,6 @@ def main(folder: Path, picture: str | None = None, resnet: str = "none", vit: st
             (gradient,) = torch.autograd.grad(model(leaf)[0, target], leaf)
             difference = (zero - gradient * x).norm() / (gradient * x).norm()
             print(f"  LRP-0 against gradient x input: {difference:.0e}")
-        relevance[name] = LRP(model, rules).attribute(x, target)
-        scores[name] = score
     title = "epsilon-gamma-box" + (", random weights" if "none" in (resnet, vit) else "")
     figure = visualize.heatmaps(relevance, seen, scores=scores, shared=False, title=title)
     figure.savefig(folder / "resnet_and_vit.png")
