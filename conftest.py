@@ -1,11 +1,14 @@
 """Where the snippets of README.md and of the documentation are run."""
 
+from importlib.util import find_spec
+
 import matplotlib
 import pytest
 from torchvision.models import WeightsEnum
 
 from docs import setting
 
+collect_ignore = [] if find_spec("quantus") else ["docs/howto/quantus.md"]
 collect_ignore_glob = ["docs/*.py", "docs/_build", "examples"]
 
 

@@ -18,7 +18,7 @@ from captum_lrp_stab import LRP, EpsilonRule, attach_rules, presets, stabilizers
 
 quantus = pytest.importorskip("quantus")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.quantus, pytest.mark.usefixtures("one_thread")]
 
 N = 3
 X = np.random.default_rng(0).standard_normal((N, 3, 8, 8)).astype(np.float32)
