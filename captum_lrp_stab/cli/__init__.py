@@ -45,4 +45,4 @@ def describe(
 
 def main() -> None:
     """Run the command."""
-    app(prog_name="captum-lrp-stab")
+    app(prog_name=app.info.name)
