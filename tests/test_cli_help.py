@@ -12,7 +12,7 @@ from test_cli import command
 from typer.testing import CliRunner
 
 from captum_lrp_stab import choices, forms, zoo
-from captum_lrp_stab.cli import app, comparing, diagnosing, investigating, names, planning
+from captum_lrp_stab.cli import app, comparing, diagnosing, investigating, main, names, planning
 from captum_lrp_stab.comparison import references
 from captum_lrp_stab.diagnosis import locating, stock
 from captum_lrp_stab.rule_set import ATTENTION
@@ -145,6 +145,19 @@ def test_completion_and_help_import_nothing_slow() -> None:
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert part in done.stdout
+
+
+def test_completion_that_cannot_be_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", os.devnull)
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "bash"))
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "--install-completion"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no Bash")

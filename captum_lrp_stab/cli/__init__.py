@@ -5,12 +5,14 @@ progress to stderr. What is slow to import, such as PyTorch, is imported when a 
 that help, completion and most usage errors do not wait for it.
 """
 
+import sys
 from typing import Annotated
 
 import typer
 
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.cli import comparing, diagnosing, helping, investigating, planning
+from captum_lrp_stab.cli.ending import tell
 
 app = typer.Typer(
     name="captum-lrp-stab",
@@ -45,4 +47,8 @@ def describe(
 
 def main() -> None:
     """Run the command."""
-    app(prog_name=app.info.name)
+    try:
+        app(prog_name=app.info.name)
+    except OSError as error:  # of --install-completion, where there is no home, or of the help
+        tell(f"error: {error}", "red")
+        sys.exit(helping.MISTAKE)
