@@ -24,21 +24,22 @@ NAME = "captum-lrp-stab"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 # What a working tree gathers, which must not be packed.
 JUNK = [
-    ".DS_Store",
     ".hypothesis/examples/x",
     ".mypy_cache/3.11/x.json",
-    ".pytest_cache/README.md",
-    ".ruff_cache/x",
     "benchmarks/__pycache__/x.cpython-311.pyc",
     "build/lib/captum_lrp_stab/old.py",
     "captum_lrp_stab/__pycache__/x.cpython-311.pyc",
     "captum_lrp_stab/cli/__pycache__/x.cpython-311.pyc",
     "dist/captum_lrp_stab-0.0.1.tar.gz",
+    "docs/.DS_Store",
     "docs/_build/html/index.html",
     "examples/.ipynb_checkpoints/x.ipynb",
     "lrp-investigation/report.html",
     "secrets.txt",
+    "tests/.hypothesis/examples/x",
+    "tests/.mypy_cache/3.11/x.json",
     "tests/.pytest_cache/README.md",
+    "tests/.ruff_cache/x",
     "tests/__pycache__/x.cpython-311.pyc",
     "venv/pyvenv.cfg",
 ]
