@@ -62,6 +62,15 @@ def _display(self: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _without_blank_end(app: Sphinx, doctree: nodes.document) -> None:
+    """Take the blank line off the end of code, which doctest needs before the closing fence."""
+    for block in doctree.findall(nodes.literal_block):
+        text = block.astext().rstrip()
+        if block.rawsource.rstrip() == text:
+            block.rawsource, block.children = text, [nodes.Text(text)]
+
+
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas."""
+    """Register the renderer of formulas, and what is done with code."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
+    app.connect("doctree-read", _without_blank_end)
