@@ -28,6 +28,7 @@ suppress_warnings = ["toc.not_readable"]  # pages that are yet to come
 
 html_theme = "furo"
 html_title = "captum-lrp-stab"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
