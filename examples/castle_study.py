@@ -59,7 +59,7 @@ def main(folder: Path, picture: Path | None = None, weights: str | None = None) 
         print(f"{form} form: {study.label}, score {study.score:.4g}")
         for found, heatmap in zip(study.findings, study.heatmaps, strict=True):
             if found.finite:
-                peak = found.pixels.peak_over_median
+                peak = heatmap.abs().max() / heatmap.abs().median()
                 said = f"largest pixel {peak:.3g} times the median"
                 said += f", sum {heatmap.sum():.3g} for a score of {found.score:.3g}"
             else:

@@ -53,7 +53,7 @@ def main(folder: Path, picture: str | None = None) -> None:
         )
         # How badly R / x predicts what noise does to the score (with the best factor): best is 0
         wrong = infidelity(
-            model, perturb, x, plain[name], target=target, n_perturb_samples=32, normalize=True
+            model, perturb, x, plain[name], target=target, n_perturb_samples=16, normalize=True
         )
         # The largest relative change of the relevance under noise of up to 1 of 255
         moved = sensitivity_max(

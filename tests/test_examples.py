@@ -35,8 +35,8 @@ def run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Run:
 
 
 def numbers(pattern: str, text: str) -> list[float]:
-    """Return the numbers in the first place that a pattern matches, N standing for one."""
-    found = re.search(pattern.replace("N", NUMBER), text)
+    """Return the numbers in the first place that a pattern matches, # standing for one."""
+    found = re.search(pattern.replace("#", NUMBER), text)
     assert found is not None, f"{pattern!r} is not in {text!r}"
     return [float(number) for number in found.groups()]
 
@@ -53,23 +53,23 @@ def test_castle_study(run: Run) -> None:
     rewritten, gradient = printed.split("gradient form:")
     assert "none                 NaN, which arose in _avg_pooling" in rewritten
     assert "NaN" not in gradient
-    signed = r"signed:1e-6 +largest pixel N times the median"
+    signed = r"signed:1e-6 +largest pixel # times the median"
     # the signed stabilizer's heatmap has no patches; the unsigned ones' do, in either form: their
     # poles are real. The study saw 48 against 4e4 and more on VGG16.
     for form in (rewritten, gradient):
         (good,) = numbers(signed, form)
         assert good < 100
         for name in "additive:0.1", "quadratic-mean:0.1":
-            (patches,) = numbers(rf"{name} +largest pixel N times", form)
+            (patches,) = numbers(rf"{name} +largest pixel # times", form)
             assert patches > 50 * good
     # without a stabilizer the gradient form is that with a small one; rewriting changes the score
-    (score,) = numbers("score N", gradient)
-    assert numbers("none +largest pixel N", gradient) == pytest.approx(
+    (score,) = numbers("score #", gradient)
+    assert numbers("none +largest pixel #", gradient) == pytest.approx(
         numbers(signed, gradient), rel=1e-2
     )
     for name in "none", "additive:0.1", "quadratic-mean:0.1":
-        assert numbers(f"{name} .* score of N", gradient) == pytest.approx([score], rel=1e-2)
-    (rewritten_score,) = numbers("quadratic-mean:0.1 .* score of N", rewritten)
+        assert numbers(f"{name} .* score of #", gradient) == pytest.approx([score], rel=1e-2)
+    (rewritten_score,) = numbers("quadratic-mean:0.1 .* score of #", rewritten)
     assert abs(rewritten_score - score) > score / 2
 
 
@@ -78,7 +78,7 @@ def test_castle_study_on_the_studys_own_network(run: Run) -> None:
     printed = run("castle_study", str(FOLDER.parent / "data" / "textured.png"), "none")
     gradient = printed.split("gradient form:")[1]
     assert "NaN" not in gradient
-    assert numbers("signed:1e-6 +largest pixel N", gradient)[0] < 1000
+    assert numbers("signed:1e-6 +largest pixel #", gradient)[0] < 1000
 
 
 def test_the_studys_map_is_the_presets_on_vgg16() -> None:
@@ -97,13 +97,13 @@ def test_drop_in(run: Run) -> None:
     printed = run("drop_in")
     squeezenet, lite0 = printed.split("efficientnet_lite0")
     # stock Captum's default is an epsilon of 1e-9, ours of 1e-6: the same to the digits shown
-    stock, ours = (numbers(f"{who}: sum N, delta N", squeezenet) for who in ("Captum", "package"))
+    stock, ours = (numbers(f"{who}: sum #, delta #", squeezenet) for who in ("Captum", "package"))
     assert ours == pytest.approx(stock, abs=2e-3)
-    (score,) = numbers("espresso, N", squeezenet)
+    (score,) = numbers("espresso, #", squeezenet)
     assert sum(ours) == pytest.approx(score, abs=2e-3)
     assert "stock Captum: TypeError: Module of type" in lite0
-    (score,) = numbers("espresso, N", lite0)
-    assert sum(numbers("package: sum N, delta N", lite0)) == pytest.approx(score, abs=2e-3)
+    (score,) = numbers("espresso, #", lite0)
+    assert sum(numbers("package: sum #, delta #", lite0)) == pytest.approx(score, abs=2e-3)
 
 
 def test_name_map(run: Run) -> None:
@@ -111,7 +111,7 @@ def test_name_map(run: Run) -> None:
     counts = [int(count) for count in re.findall(r"Rule +(\d+) layers", printed)]
     assert counts == [1, 18, 7, 1]
     # SqueezeNet has 26 convolutions and an average pool, and each has a rule
-    assert numbers("N operations, N with a rule", printed) == [66, sum(counts)]
+    assert numbers("# operations, # with a rule", printed) == [66, sum(counts)]
     assert "0 features.0 (Conv2d): ZBoxRule" in printed
     assert "1 features.1 (ReLU): passed" in printed
     assert printed.splitlines()[-1].endswith("EpsilonRule 1, GammaRule 22, ZPlusRule 3")
@@ -120,13 +120,13 @@ def test_name_map(run: Run) -> None:
 @pytest.mark.slow
 def test_stock_captum(run: Run) -> None:
     printed = run("stock_captum")
-    (attached, score) = numbers("our rules +sum N of N", printed)
+    (attached, score) = numbers("our rules +sum # of #", printed)
     # zB and gamma keep nearly all of the score, of which biases absorb the rest
-    assert numbers("this package +sum N", printed) == pytest.approx([attached], rel=1e-4)
+    assert numbers("this package +sum #", printed) == pytest.approx([attached], rel=1e-4)
     assert attached == pytest.approx(score, rel=0.05)
     assert "stock Captum with our rules against this package: equal" in printed
     assert "its own epsilon rule against ours: equal" in printed
-    ours, stock, score = numbers("ResNet-18 sum N, stock Captum N, score N", printed)
+    ours, stock, score = numbers("ResNet-18 sum #, stock Captum #, score #", printed)
     assert ours == pytest.approx(score, rel=0.05)
     assert abs(stock) > 1e6 * score
     assert printed.endswith("known difference: doubled at a functional addition\n")
@@ -135,10 +135,10 @@ def test_stock_captum(run: Run) -> None:
 @pytest.mark.slow
 def test_compare_zennit(run: Run) -> None:
     printed = run("compare_zennit")
-    (difference,) = numbers("the same rules: equal, relative difference N", printed)
+    (difference,) = numbers("the same rules: equal, relative difference #", printed)
     assert difference < 2.5e-5  # the tolerance for float32 and 27 layers with a rule
     assert "gamma 0.5 in zennit: different, they part at classifier.1" in printed
-    cosine, common = numbers("cosine N, strongest 1% in common N%", printed)
+    cosine, common = numbers("cosine #, strongest 1% in common #%", printed)
     assert 0.9 < cosine < 1 and 50 < common < 100
 
 
@@ -146,10 +146,10 @@ def test_diagnose_nan(run: Run) -> None:
     printed = run("diagnose_nan")
     assert printed.startswith("not finite: it starts at layer 'features.0'")
     assert "the denominator is exactly 0, and nothing stabilizes it: 0/0" in printed
-    top, bottom, left, right = numbers("sees rows N to N, columns N to N", printed)
+    top, bottom, left, right = numbers("sees rows # to #, columns # to #", printed)
     assert bottom - top == right - left == 2  # the first convolution is 3 x 3
     assert "features.0: ZBoxRule" in printed and "with the advice: stable" in printed
-    (error,) = numbers("not finite as it is, N after the change", printed)
+    (error,) = numbers("not finite as it is, # after the change", printed)
     assert error < 0.05
     assert "in gradient form: 0 values are NaN or Inf" in printed
 
@@ -167,22 +167,22 @@ def test_resnet_and_vit(run: Run) -> None:
     resnet, vit = printed.split("vit_b_16")
     for part in resnet, vit:
         assert "operations, 0 without a rule" in part
-        score, picture = numbers("score N: picture N", part)
-        bias, softmax = numbers("constants N, softmax N", part)
-        (stabilizer,) = numbers("stabilizers N", part)
+        score, picture = numbers("score #: picture #", part)
+        bias, softmax = numbers("constants #, softmax #", part)
+        (stabilizer,) = numbers("stabilizers #", part)
         # four numbers with three decimals each
         assert picture + bias + softmax + stabilizer == pytest.approx(score, abs=3e-3)
-        assert numbers("unaccounted N", part)[0] < 1e-4
+        assert numbers("unaccounted #", part)[0] < 1e-4
     # the design's oracle, in float32 over 54 layers
-    assert numbers("gradient x input: N", resnet)[0] < 1e-4
+    assert numbers("gradient x input: #", resnet)[0] < 1e-4
     assert "16 LRP-0" in resnet and "12 softmax by its gradient" in vit
-    assert abs(numbers("softmax N", vit)[0]) > 1  # so that the sum above has something to add up
+    assert abs(numbers("softmax #", vit)[0]) > 1  # so that the sum above has something to add up
 
 
 def test_layer_relevance(run: Run) -> None:
     printed = run("layer_relevance")
-    (score,) = numbers("score N", printed)
-    (inner,) = numbers("sum over the layer N", printed)
+    (score,) = numbers("score #", printed)
+    (inner,) = numbers("sum over the layer #", printed)
     assert inner == pytest.approx(score, rel=0.05)  # biases absorb the rest
     channels = re.findall(rf"channel \d+: {NUMBER}, in the picture {NUMBER}", printed)
     assert len(channels) == 4
@@ -216,7 +216,7 @@ def test_the_heatmaps_of_all_channels_sum_up_to_the_whole() -> None:
 def test_noise_tunnel(run: Run) -> None:
     printed = run("noise_tunnel")
     found = {
-        name: numbers(f"{name} +infidelity N, sensitivity N", printed)
+        name: numbers(f"{name} +infidelity #, sensitivity #", printed)
         for name in ("LRP-0", "epsilon 1", "epsilon-gamma-box", "epsilon-plus")
     }
     # LRP-0 is gradient x input, which predicts a small change of the input best; the composites
