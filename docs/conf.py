@@ -44,6 +44,7 @@ copybutton_prompt_is_regexp = True
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_output_stderr = "remove"  # warnings of other packages, with paths of the machine
 
 # Sphinx reads nothing outside this folder, and the notebook is an example.
 _notebook = Path(__file__).parent.parent / "examples" / "castle_study.ipynb"

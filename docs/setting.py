@@ -18,11 +18,16 @@ from torchvision.models import WeightsEnum
 
 def fill(folder: Path) -> None:
     """Put ``cat.jpg`` and ``photographs/`` into a folder."""
-    Image.fromarray(data.chelsea()).save(folder / "cat.jpg", quality=95)
+    Image.fromarray(photograph("chelsea")).save(folder / "cat.jpg", quality=95)
     photographs = folder / "photographs"
     photographs.mkdir()
     for name in ("chelsea", "coffee"):
-        Image.fromarray(getattr(data, name)()).save(photographs / f"{name}.jpg", quality=95)
+        Image.fromarray(photograph(name)).save(photographs / f"{name}.jpg", quality=95)
+
+
+def photograph(name: str) -> Any:
+    """Return a photograph of scikit-image as 8-bit RGB."""
+    return getattr(data, name)()
 
 
 def random_weights(weights: WeightsEnum, *args: Any, **options: Any) -> Mapping[str, Any]:
@@ -38,4 +43,5 @@ def random_weights(weights: WeightsEnum, *args: Any, **options: Any) -> Mapping[
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return models.get_model(name, weights=None).state_dict()
+        state: Mapping[str, Any] = models.get_model(name, weights=None).state_dict()
+    return state

@@ -38,7 +38,8 @@ class Command:
 
 def blocks(text: str) -> Iterator[Block]:
     """Yield the fenced blocks of a page."""
-    fence, language, start, lines = "", "", 0, []
+    fence, language, start = "", "", 0
+    lines: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
         found = _FENCE.match(line)
         if not fence:
