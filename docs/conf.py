@@ -23,8 +23,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-suppress_warnings = ["toc.not_readable"]  # pages that are yet to come
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = "captum-lrp-stab"
