@@ -1,7 +1,5 @@
 """What the pictures of this package share: colours, scales, a heatmap over a picture, titles."""
 
-import textwrap
-
 import numpy as np
 from captum.attr import visualization
 from matplotlib.axes import Axes
@@ -17,6 +15,7 @@ COLOURS = LinearSegmentedColormap.from_list(
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NONFINITE = (0.55, 0.1, 0.65, 0.75)
 _SATURATED = 99.5  # percentile of the absolute values at which colours saturate
+_LONGEST = 34  # letters of a name that fit above a panel
 _FADED = (-400, 255)  # of 0 ... 255: leaves the upper part of the grey values
 
 
@@ -116,7 +115,7 @@ def title(ax: Axes, name: str, *lines: str) -> None:
     )
     # a title, not an annotation, so that a layout makes room for it
     ax.set_title(
-        textwrap.shorten(name, 32),
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}",
         loc="left",
         pad=6 + 11 * len(lines),
         fontsize=11,

@@ -219,7 +219,8 @@ def grid(
     Args:
         relevances: By row, then by column; what a row lacks is left empty.
         picture: What the model saw, below all of them; None for the heatmaps alone.
-        scores: The output that was explained: a number, or one for each row.
+        scores: The output that was explained: a number, one for each row, or one for each row
+            and column.
         **options: See above, but ``columns``.
 
     Raises:
@@ -231,10 +232,10 @@ def grid(
         raise InputError("a grid has the columns of its relevances; leave columns out")
     names = list(dict.fromkeys(name for row in relevances.values() for name in row))
     _check_not_empty(names)
-    given = _by_name(scores, relevances)
+    given = _by_row(scores, relevances)
     rows = [
         [
-            _panel(name, row[name], given.get(label), chosen) if name in row else None
+            _panel(name, row[name], given[label].get(name), chosen) if name in row else None
             for name in names
         ]
         for label, row in relevances.items()
@@ -308,10 +309,22 @@ def _by_name(scores: Any, names: Mapping[str, Any]) -> dict[str, float]:
         return {}
     if not isinstance(scores, Mapping):
         return dict.fromkeys(names, pixels.number(scores, "score"))
+    _check_names(scores, names)
+    return {name: pixels.number(score, f"score of {name!r}") for name, score in scores.items()}
+
+
+def _by_row(scores: Any, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return, for each row, a score for each column that has one."""
+    if not isinstance(scores, Mapping):
+        scores = dict.fromkeys(rows, scores)
+    _check_names(scores, rows)
+    return {label: _by_name(scores.get(label), row) for label, row in rows.items()}
+
+
+def _check_names(scores: Mapping[str, Any], names: Mapping[str, Any]) -> None:
     for name in scores:
         if name not in names:
             raise InputError(f"a score is given for {name!r}; there is {', '.join(names)}")
-    return {name: pixels.number(score, f"score of {name!r}") for name, score in scores.items()}
 
 
 def _panel(name: str, relevance: Any, score: float | None, options: _Options) -> _Panel:
@@ -332,7 +345,9 @@ def _draw(
     colours, alpha = options.map, options.opacity(picture is not None)
     everything = [panel for row in rows for panel in row if panel is not None]
     first = everything[0].values
-    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + 0.6
+    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + (
+        0.6 if options.shared else 0.8
+    )
     width = columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1)
     figure = Figure(
         figsize=(max(width, 4.2), len(rows) * height + (0.4 if options.title else 0.1)),

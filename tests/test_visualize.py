@@ -181,6 +181,24 @@ def test_a_grid_has_named_rows_and_columns() -> None:
     assert third.get_position().x0 == pytest.approx(second.get_position().x0, abs=0.02)
 
 
+def test_a_grid_has_a_score_for_each_panel() -> None:
+    rows = {"one": {"a": R[0], "b": R[1]}, "two": {"a": R[0]}}
+    said = shown(visualize.grid(rows, scores={"one": {"b": 7.0}, "two": 8.0}))
+    assert ["score 7" in words(ax) for ax in said] == [False, True, False]
+    assert ["score 8" in words(ax) for ax in said] == [False, False, True]
+    assert all("score 3" in words(ax) for ax in shown(visualize.grid(rows, scores=3.0)))
+    for scores in ({"three": 1.0}, {"two": {"b": 1.0}}):
+        with pytest.raises(InputError, match="a score is given for"):
+            visualize.grid(rows, scores=scores)
+
+
+def test_long_names_are_cut_in_the_middle() -> None:
+    long = "modified-forward, quadratic-mean with epsilon 0.1"
+    (ax,) = shown(visualize.heatmap(R, name=long))
+    found = ax.get_title(loc="left")
+    assert len(found) <= 34 and found.startswith("modified-forward") and found.endswith("0.1")
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
