@@ -77,7 +77,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for number in range(PICTURES):
-        noise(number).save(folder / f"{number}.png")
+        noise(number).save(folder / f"{number:02}.png")
     run = stopped(folder, out, signal.SIGINT, 1)
     shown, said = run.communicate()
     first = kept(out)
@@ -95,4 +95,4 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert done.stderr == "" and f"stable on all {PICTURES} pictures" in done.stdout
     assert second.items() <= kept(out).items()
     content = json.loads((out / "report.json").read_text())
-    assert [p["picture"] for p in content["pictures"]] == [f"{i}.png" for i in range(PICTURES)]
+    assert [p["picture"] for p in content["pictures"]] == [f"{i:02}.png" for i in range(PICTURES)]

@@ -39,6 +39,7 @@ def test_in_place_activations_under_stock_captum(make) -> None:
 
 
 def test_a_tensor_that_feeds_a_relu_and_another_layer_under_stock_captum() -> None:
+    torch.manual_seed(0)
     model = net(
         lambda s, x: s.head(s.add(s.a(s.first(x)), s.b(s.relu(s.keep(s.first(x)))))),
         first=nn.Linear(4, 6),

@@ -38,14 +38,17 @@ from captum_lrp_stab import (
     presets,
     stabilizers,
     types,
+    visualize,
 )
-from captum_lrp_stab.affine import Affine
-from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.diagnosis import advise, sweep
 from captum_lrp_stab.errors import LRPError, NonFiniteRelevanceError
-from captum_lrp_stab.kernel import Group, Term
 from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.testing import assert_agrees
+from captum_lrp_stab.rules import Affine, Group, Rule, Term
+from captum_lrp_stab.testing import (
+    assert_agrees,
+    assert_rule_contract,
+    assert_stabilizer_contract,
+)
 
 
 class Net(nn.Module):
@@ -107,6 +110,16 @@ def by_model(net: nn.Module) -> NameMap:
 
 
 relevance: Tensor = LRP(model, rules).attribute(x, target=1)
+assert_rule_contract(OwnRule(2.0), conserves=False)
+assert_stabilizer_contract(own_stabilizer, protects=False)
+figure = visualize.heatmap(relevance, x, score=1.0, title="one", scale="cubic")
+figure.savefig("heatmap.png")
+visualize.heatmaps({"one": relevance}, shared=False)
+visualize.channels(relevance, names=["red", "green", "blue"])
+visualize.grid({"row": {"column": relevance}}, x)
+visualize.rules_by_stabilizers(
+    model, x, 1, {"zero": presets.zero(), "mine": rules}, {"signed": 1e-6, "own": own_stabilizer}
+)
 relevance, delta = LRP(model, two_alike).attribute(x, 1, return_convergence_delta=True)
 for name_map in (rules, two_alike):
     LRP(model, name_map, attention="cp", strict=True, nonfinite="raise").attribute(x, target=[0, 1])
