@@ -108,6 +108,9 @@ def progress(
         output: Whether there is a bar at all.
         long: Show how much time is left.
     """
+    if not output.has_bar:  # one that is disabled writes an empty line, before rich 14.3
+        yield lambda name: None
+        return
     columns: list[ProgressColumn] = [
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -117,7 +120,7 @@ def progress(
     if long:
         columns.append(TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not output.has_bar) as shown:
+    with Progress(*columns, console=console) as shown:
         task = shown.add_task("", total=steps)
         begun = 0
 
