@@ -22,6 +22,7 @@ from captum_lrp_stab import __version__
 ROOT = Path(__file__).parents[1]
 NAME = "captum-lrp-stab"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+OLD = "what is installed is older than setup.cfg: pip install -e '.[test]'"
 # What a working tree gathers, which must not be packed.
 JUNK = [
     ".hypothesis/examples/x",
@@ -111,7 +112,7 @@ def test_data_of_the_package_are_there(name: str) -> None:
 
 def test_version_is_the_same_everywhere() -> None:
     installed = importlib.metadata.version(NAME)
-    assert installed == __version__, "an old install: pip install -e '.[test]'"
+    assert installed == __version__, OLD
     assert re.findall(r"^version: (.+)$", text("CITATION.cff"), re.MULTILINE) == [__version__]
     releases = re.findall(r"^## \[(\d\S*)\] - (\S+)$", text("CHANGELOG.md"), re.MULTILINE)
     (date,) = re.findall(r'^date-released: "(.+)"$', text("CITATION.cff"), re.MULTILINE)
@@ -130,7 +131,7 @@ def test_license_and_authors_are_the_same_everywhere() -> None:
 def test_pythons_are_the_same_everywhere() -> None:
     about = importlib.metadata.metadata(NAME)
     told = [c.rpartition(" ")[2] for c in about.get_all("Classifier") if ":: Python :: 3." in c]
-    assert told == PYTHONS
+    assert told == PYTHONS, OLD
     assert SpecifierSet(about["Requires-Python"]) == SpecifierSet(f">={PYTHONS[0]}")
     target = re.search(r'target-version = "py3(\d+)"', text("pyproject.toml"))
     assert target is not None
@@ -146,7 +147,8 @@ def test_extras_are_those_declared() -> None:
     declared.read_string(text("setup.cfg"))
     extras = set(declared["options.extras_require"])
     assert {canonicalize_name(extra) for extra in extras} == extras
-    assert set(importlib.metadata.metadata(NAME).get_all("Provides-Extra")) == extras
+    installed = set(importlib.metadata.metadata(NAME).get_all("Provides-Extra"))
+    assert installed == extras, OLD
     lists = [declared["options"]["install_requires"], *declared["options.extras_require"].values()]
     for line in "\n".join(lists).split("\n"):
         if line:
