@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from study_folders import noise
 from test_cli import command, failed
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 NETWORK = ("--model", "squeezenet1_1", "--weights", "none")
 # the arguments, and the file whose content is printed
 COMMANDS = {

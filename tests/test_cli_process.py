@@ -19,6 +19,7 @@ if sys.platform == "win32":
 
 import pty
 
+pytestmark = pytest.mark.usefixtures("interruptible")
 PROGRAM = [sys.executable, "-m", "captum_lrp_stab.cli"]
 CLEAN = {
     name: value

@@ -213,6 +213,7 @@ def test_the_heatmaps_of_all_channels_sum_up_to_the_whole() -> None:
     assert (relevance(torch.ones_like(output)) - whole).norm() > whole.norm()  # another weight
 
 
+@pytest.mark.slow
 def test_noise_tunnel(run: Run) -> None:
     printed = run("noise_tunnel")
     found = {
@@ -225,3 +226,20 @@ def test_noise_tunnel(run: Run) -> None:
     assert all(infidelity < other[0] for other in others)
     assert found["epsilon-plus"][1] < 0.5 * sensitivity
     assert found["epsilon-gamma-box"][1] < 0.5 * sensitivity
+
+
+@pytest.mark.slow
+def test_evaluation(run: Run) -> None:
+    printed = run("evaluation")
+    rows = re.findall(r"(.+?) +most (\S+), least (\S+), between (\S+)", printed)
+    assert len(rows) == 6
+    most = {name: float(first) for name, first, _, _ in rows}
+    between = {name: float(area) for name, _, _, area in rows}
+    for name, first, least, area in rows:
+        assert abs(float(least) - float(first) - float(area)) < 2e-3, name
+    assert abs(between["random order"]) < 0.05
+    for name in ("epsilon_plus", "epsilon_gamma_box"):
+        assert between[name] > 0.15
+        assert between[name] > between["gradient x input"] + 0.05
+    assert most["epsilon_gamma_box"] < most["random order"] - 0.03
+    assert between["Additive(0.1)"] < 0.05  # the control: patches order as well as chance

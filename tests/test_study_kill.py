@@ -12,6 +12,7 @@ import pytest
 from study_folders import fill, kept, noise, report_of
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("interruptible")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
