@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Take Ctrl-C as in a shell: pytest-xdist's processes ignore it, and so does what they start."""
+    """Take Ctrl-C as in a shell: processes of pytest-xdist ignore it, and so do their children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
