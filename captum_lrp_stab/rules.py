@@ -92,7 +92,7 @@ class ZeroRule(EpsilonRule):
 
 
 class GammaRule(Rule):
-    r"""Favour positive contributions with the generalized gamma rule.
+    r"""Favour contributions of the sign of the output with the generalized gamma rule.
 
     For outputs :math:`z_k > 0`, with :math:`w^{\pmγ} = w + γ w^\pm`,
 

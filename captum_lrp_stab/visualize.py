@@ -349,13 +349,13 @@ def _draw(
         0.6 if options.shared else 0.8
     )
     width = columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1)
-    figure = Figure(
-        figsize=(max(width, 4.2), len(rows) * height + (0.4 if options.title else 0.1)),
-        dpi=110,
-        layout="compressed",
-    )
+    top = 0.36 if options.title else 0.0
+    whole = len(rows) * height + top
+    figure = Figure(figsize=(max(width, 4.2), whole), dpi=110, layout="compressed")
     if options.title:
-        figure.suptitle(options.title, fontsize=12, parse_math=False)
+        # placed by hand: the layout would set it right on the names of the panels
+        figure.suptitle(options.title, fontsize=12, y=1 - 0.08 / whole, va="top", parse_math=False)
+        figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - top / whole))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for index, row in enumerate(rows):
         for ax, panel in zip(axes[index], [*row, *[None] * (columns - len(row))], strict=True):
