@@ -260,7 +260,7 @@ class Interception(TorchFunctionMode, ABC):
             return made(t)
         for node in operations.graph(t, self._from_inputs):
             variable = getattr(node, "variable", None)  # of AccumulateGrad
-            known = any(previous in self._from_inputs for previous, _ in node.next_functions)
+            known = any(previous in self._from_inputs for previous in operations.before(node))
             if known or any(variable is source for source in self.sources):
                 self._from_inputs.add(t.grad_fn)
                 return True

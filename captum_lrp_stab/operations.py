@@ -203,8 +203,16 @@ def graph(output: Any, known: set[Any] | None = None) -> Iterator[Any]:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            waiting.extend(previous for previous, _ in node.next_functions)
+            waiting.extend(before(node))
             yield node
+
+
+def before(node: Any) -> list[Any]:
+    """Return the nodes of the autograd graph that a node hands its gradient to, None among them."""
+    try:
+        return [previous for previous, _ in node.next_functions]
+    except RuntimeError:  # PyTorch 2.4, of a custom function whose graph has been let go
+        return []
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

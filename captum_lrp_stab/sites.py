@@ -12,7 +12,7 @@ from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.memo import Memo, Turn
-from captum_lrp_stab.operations import custom_functions
+from captum_lrp_stab.operations import before, custom_functions
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ def link(operations: Sequence[Operation]) -> None:
     owner = {node: o for o in operations for node in o.nodes or ()}
     for operation in operations:
         found: dict[Operation, None] = {}
-        waiting = [p for node in operation.nodes or () if node for p, _ in node.next_functions]
+        waiting = [p for node in operation.nodes or () if node for p in before(node)]
         seen = set()
         while waiting:
             node = waiting.pop()
@@ -73,7 +73,7 @@ def link(operations: Sequence[Operation]) -> None:
             if owner.get(node, operation) is not operation:
                 found[owner[node]] = None
             else:
-                waiting.extend(previous for previous, _ in node.next_functions)
+                waiting.extend(before(node))
         operation.reads = tuple(found)
 
 

@@ -39,7 +39,7 @@ class Sources(HTMLParser):
 
 def test_a_real_network_offline_is_stable(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "captum_lrp_stab.cli", "diagnose"],
+        [sys.executable, "-W", "error::UserWarning", "-m", "captum_lrp_stab.cli", "diagnose"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
