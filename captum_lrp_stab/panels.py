@@ -111,7 +111,7 @@ def title(ax: Axes, name: str, *lines: str) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=8.5,
-        color="0.25",
+        alpha=0.75,  # in the colour of a style's text
     )
     # a title, not an annotation, so that a layout makes room for it
     ax.set_title(

@@ -1,7 +1,9 @@
 """What can be drawn: relevance and pictures as arrays, and the scale of heatmaps."""
 
+import contextlib
 import math
 import numbers
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from captum_lrp_stab import pictures
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.panels import scale_by_share, scale_of
 
 _CAPTUM_SHARE = 0.02
+_LARGEST = float(np.finfo(np.float64).max) / 4  # a colour bar computes with twice the limit
 SCALES = ("percentile", "max", "captum", "cubic")
 
 
@@ -40,6 +44,12 @@ def channels_of(relevance: Any, sample: int) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
+def total_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum over the first dimension; what overflows, and Inf - Inf, is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values.sum(0))
+
+
 def picture_of(picture: Any, sample: int) -> NDArray[np.uint8] | None:
     """Return a picture as 8-bit RGB of shape ``(rows, columns, 3)``, None for none.
 
@@ -50,11 +60,12 @@ def picture_of(picture: Any, sample: int) -> NDArray[np.uint8] | None:
 
     Raises:
         InputError: It is none of these, or its values are not in this range.
+        PictureError: It is a PIL image of values without a known range.
     """
     if picture is None:
         return None
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(pictures.rgb(picture))
     values = _array(picture, "picture")
     if isinstance(picture, torch.Tensor):
         if values.ndim == 4:
@@ -105,7 +116,7 @@ def check_scale(scale: Any) -> None:
     """
     if isinstance(scale, str) and scale in SCALES:
         return
-    if not isinstance(scale, str) and number(scale, "scale") > 0 and math.isfinite(scale):
+    if not isinstance(scale, str) and 0 < number(scale, "scale") < math.inf:
         return
     raise InputError(f"scale is {scale!r}; give {', '.join(SCALES)}, or a number above 0")
 
@@ -118,7 +129,7 @@ def limit(scale: Any, heatmaps: Sequence[NDArray[np.float64]]) -> float:
         heatmaps: Their values; what is not finite is left out.
     """
     if not isinstance(scale, str):
-        return float(scale)
+        return min(float(scale), _LARGEST)
     values = np.concatenate([heatmap.ravel() for heatmap in heatmaps])
     sizes = np.abs(values[np.isfinite(values)])
     largest = float(sizes.max(initial=0.0))
@@ -133,7 +144,7 @@ def limit(scale: Any, heatmaps: Sequence[NDArray[np.float64]]) -> float:
             found = 10 * largest * float(np.mean((sizes / largest) ** 3)) ** (1 / 3)
         case _:
             found = scale_of(sizes)
-    return found if math.isfinite(found) else largest
+    return min(found, _LARGEST)
 
 
 def number(value: Any, what: str) -> float:
@@ -145,23 +156,29 @@ def number(value: Any, what: str) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
         return float(value.detach())
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     raise InputError(f"{what} is {_shortly(value)}; give a number")
 
 
 def _shortly(value: Any) -> str:
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else f" {value!r}"
-    return f"a {type(value).__name__}{shape}"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else shape
+    words = f" {reprlib.repr(value)}" if isinstance(value, (str, numbers.Number)) else size
+    return f"a {type(value).__name__}{words}"
 
 
 def _array(values: Any, what: str) -> NDArray[Any]:
     if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided or values.is_quantized or values.is_meta:
+            raise InputError(f"the {what} is no dense tensor of numbers; give .to_dense() of it")
         values = values.detach().cpu()
         if values.is_floating_point():
             values = values.double()  # numpy has no bfloat16
         values = values.numpy()
     if not isinstance(values, np.ndarray):
-        raise InputError(f"the {what} is {_shortly(values)}; give a tensor or an array")
+        one = f"one {what} of them, " if isinstance(values, (tuple, list)) else ""
+        raise InputError(f"the {what} is {_shortly(values)}; give {one}a tensor or an array")
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise InputError(f"the {what} has dtype {values.dtype}; give real numbers")
     return values

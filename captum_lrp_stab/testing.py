@@ -94,12 +94,14 @@ def assert_rule_contract(
     Args:
         rule: An instance of your subclass of :class:`captum_lrp_stab.rules.Rule`.
         layers: Pairs of a layer and its input ``(N, ...)``; None for a linear layer, a convolution
-            and a transposed convolution, with and without bias.
+            and a transposed convolution. Each is tried as it is, and its bias is taken off a copy
+            where the sum of relevance is looked at.
         conserves: Whether the rule keeps the sum of relevance without bias and stabilizer; False
             for a rule that is meant to absorb, as one with an epsilon of its own.
 
     Raises:
         AssertionError: It does not, and the message says what, on which layer, and what to look at.
+        InputError: ``rule`` is no rule, or there is no layer.
 
     Example:
         >>> from captum_lrp_stab import GammaRule
@@ -107,6 +109,9 @@ def assert_rule_contract(
     """
     if not isinstance(rule, Rule):
         raise InputError(f"{rule!r} is no rule; give an instance of a subclass of Rule")
+    layers = None if layers is None else list(layers)
+    if layers is not None and not layers:
+        raise InputError("there is no layer; give pairs of a layer and its input, or None")
     contract.can_be_made_again(rule)
     for case in contract.cases(rule, layers):
         for check in contract.OF_RULES:

@@ -31,91 +31,19 @@ purple. The picture is what the model saw, before normalisation: a PIL image, an
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib
-import numpy as np
 import torch
 from captum._utils.common import _run_forward
-from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import nn
 
-from captum_lrp_stab import panels, pixels
+from captum_lrp_stab import pixels
 from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.figures import MOST_COLUMNS, Options, Panel, draw
 from captum_lrp_stab.lrp import LRP
 from captum_lrp_stab.stabilizers import StabilizerLike
 from captum_lrp_stab.translation import Rules
-
-_MAPS = {
-    "relevance": panels.COLOURS,
-    "coldnhot": LinearSegmentedColormap.from_list(
-        "coldnhot", ["#7fffff", "#0040ff", "#000000", "#ff3000", "#ffff7f"]
-    ),
-}
-_OVER_A_PICTURE = 0.6
-_PANEL = 2.9  # inches
-_MOST_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How a figure looks, see the module's docstring."""
-
-    title: str = ""
-    scale: Literal["percentile", "max", "captum", "cubic"] | float = "percentile"
-    shared: Literal["rows"] | bool = True
-    colours: str | Colormap = "relevance"
-    alpha: float | None = None
-    sample: int = 0
-    columns: int | None = None
-
-    @staticmethod
-    def of(options: Mapping[str, Any]) -> "_Options":
-        """Return options given by name, checked."""
-        names = [field.name for field in fields(_Options)]
-        for name in options:
-            if name not in names:
-                raise InputError(f"no option is called {name!r}; they are {', '.join(names)}")
-        chosen = _Options(**options)
-        pixels.check_scale(chosen.scale)
-        if chosen.shared not in (True, False, "rows"):
-            raise InputError(f"shared is {chosen.shared!r}; give True, 'rows' or False")
-        if chosen.alpha is not None and not 0 <= chosen.alpha <= 1:
-            raise InputError(f"alpha is {chosen.alpha!r}; give an opacity from 0 to 1")
-        if chosen.columns is not None and chosen.columns < 1:
-            raise InputError(f"columns is {chosen.columns!r}; give 1 or more")
-        return chosen
-
-    @property
-    def map(self) -> Colormap:
-        """The colour map."""
-        if isinstance(self.colours, Colormap):
-            return self.colours
-        try:
-            return _MAPS.get(self.colours) or matplotlib.colormaps[self.colours]
-        except (KeyError, TypeError):
-            raise InputError(
-                f"no colour map is called {self.colours!r}; give {', '.join(_MAPS)}, or one of "
-                "matplotlib's, such as 'seismic' or 'RdBu_r'"
-            ) from None
-
-    def opacity(self, has_picture: bool) -> float:
-        """The opacity of the heatmap."""
-        if self.alpha is not None:
-            return self.alpha
-        return _OVER_A_PICTURE if has_picture and self.map is not panels.COLOURS else 1.0
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """One heatmap and what is written above it."""
-
-    name: str
-    values: NDArray[np.float64]
-    caption: str
 
 
 def heatmap(
@@ -156,13 +84,13 @@ def heatmaps(
     Raises:
         InputError: See :func:`heatmap`; or there is no relevance, or a score has no relevance.
     """
-    chosen = _Options.of(options)
+    chosen = Options.of(options)
     _check_not_empty(relevances)
     given = _by_name(scores, relevances)
     found = [_panel(name, R, given.get(name), chosen) for name, R in relevances.items()]
-    columns = chosen.columns or math.ceil(len(found) / math.ceil(len(found) / _MOST_COLUMNS))
+    columns = chosen.columns or math.ceil(len(found) / math.ceil(len(found) / MOST_COLUMNS))
     rows = [found[at : at + columns] for at in range(0, len(found), columns)]
-    return _draw(rows, pixels.picture_of(picture, chosen.sample), chosen)
+    return draw(rows, pixels.picture_of(picture, chosen.sample), chosen)
 
 
 def channels(
@@ -185,7 +113,7 @@ def channels(
     Raises:
         InputError: See :func:`heatmap`; or there are more or fewer names than channels.
     """
-    chosen = _Options.of(options)
+    chosen = Options.of(options)
     each = pixels.channels_of(relevance, chosen.sample)
     if names is None:
         names = (
@@ -193,12 +121,13 @@ def channels(
             if len(each) == 3
             else [f"channel {i}" for i in range(len(each))]
         )
+    names = [str(name) for name in names]
     if len(names) != len(each):
         raise InputError(f"{len(names)} names for {len(each)} channels; give one for each")
-    shown = {"all channels": each.sum(0), **dict(zip(names, each, strict=True))}
+    shown = {"all channels": pixels.total_of(each), **dict(zip(names, each, strict=True))}
     if len(shown) != 1 + len(each):
         raise InputError(f"the names of the channels are not distinct: {', '.join(names)}")
-    options = {**options, "sample": 0, "columns": chosen.columns or min(len(shown), _MOST_COLUMNS)}
+    options = {**options, "sample": 0, "columns": chosen.columns or min(len(shown), MOST_COLUMNS)}
     return heatmaps(
         shown,
         pixels.picture_of(picture, chosen.sample),
@@ -226,10 +155,9 @@ def grid(
     Raises:
         InputError: See :func:`heatmaps`.
     """
-    chosen = _Options.of(options)
+    chosen = Options.of(options)
     _check_not_empty(relevances)
-    if chosen.columns is not None:
-        raise InputError("a grid has the columns of its relevances; leave columns out")
+    _check_no_columns(chosen)
     names = list(dict.fromkeys(name for row in relevances.values() for name in row))
     _check_not_empty(names)
     given = _by_row(scores, relevances)
@@ -241,7 +169,7 @@ def grid(
         for label, row in relevances.items()
     ]
     shown = pixels.picture_of(picture, chosen.sample)
-    return _draw(rows, shown, chosen, labels=list(relevances))
+    return draw(rows, shown, chosen, labels=list(relevances))
 
 
 def rules_by_stabilizers(
@@ -283,9 +211,12 @@ def rules_by_stabilizers(
         ...     {"signed 1e-6": 1e-6, "clip 0.1": stabilizers.Clip(0.1)},
         ... )
     """
-    _Options.of(options)  # before minutes of work
+    chosen = Options.of(options)  # all of this before minutes of work
+    _check_no_columns(chosen)
     _check_not_empty(rules)
     _check_not_empty(stabilizers)
+    first = pixels.channels_of(inputs, chosen.sample)
+    pixels.check_fit(pixels.picture_of(picture, chosen.sample), first[0], "")
     found: dict[str, dict[str, Any]] = {}
     for name, some in rules.items():
         (relevances,) = LRP(model, some).attribute_many(
@@ -294,13 +225,18 @@ def rules_by_stabilizers(
         found[name] = dict(zip(stabilizers, relevances, strict=True))
     with torch.no_grad():
         scores = _run_forward(model, inputs, target, additional_forward_args)
-    score = scores.reshape(-1)[options.get("sample", 0)]
+    score = scores.reshape(-1)[chosen.sample]
     return grid(found, picture, scores=score, **options)
 
 
 def _check_not_empty(names: Any) -> None:
     if not names:
         raise InputError("there is no relevance to show; give one or more, by name")
+
+
+def _check_no_columns(options: Options) -> None:
+    if options.columns is not None:
+        raise InputError("a grid has the columns of its relevances; leave columns out")
 
 
 def _by_name(scores: Any, names: Mapping[str, Any]) -> dict[str, float]:
@@ -324,67 +260,13 @@ def _by_row(scores: Any, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 def _check_names(scores: Mapping[str, Any], names: Mapping[str, Any]) -> None:
     for name in scores:
         if name not in names:
-            raise InputError(f"a score is given for {name!r}; there is {', '.join(names)}")
+            there = ", ".join(map(str, names))
+            raise InputError(f"a score is given for {name!r}; there is {there}")
 
 
-def _panel(name: str, relevance: Any, score: float | None, options: _Options) -> _Panel:
-    values = pixels.channels_of(relevance, options.sample).sum(0)
-    total = float(values.sum())
+def _panel(name: str, relevance: Any, score: float | None, options: Options) -> Panel:
+    values = pixels.total_of(pixels.channels_of(relevance, options.sample))
+    total = float(pixels.total_of(values.ravel()))
     said = [] if score is None else [f"score {score:.4g}"]
     said.append(f"sum {total:.4g}" if math.isfinite(total) else "sum not finite")
-    return _Panel(name, values, ", ".join(said))
-
-
-def _draw(
-    rows: Sequence[Sequence[_Panel | None]],
-    picture: NDArray[np.uint8] | None,
-    options: _Options,
-    labels: Sequence[str] | None = None,
-) -> Figure:
-    columns = max(map(len, rows))
-    colours, alpha = options.map, options.opacity(picture is not None)
-    everything = [panel for row in rows for panel in row if panel is not None]
-    first = everything[0].values
-    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + (
-        0.6 if options.shared else 0.8
-    )
-    width = columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1)
-    top = 0.36 if options.title else 0.0
-    whole = len(rows) * height + top
-    figure = Figure(figsize=(max(width, 4.2), whole), dpi=110, layout="compressed")
-    if options.title:
-        # placed by hand: the layout would set it right on the names of the panels
-        figure.suptitle(options.title, fontsize=12, y=1 - 0.08 / whole, va="top", parse_math=False)
-        figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - top / whole))
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for index, row in enumerate(rows):
-        for ax, panel in zip(axes[index], [*row, *[None] * (columns - len(row))], strict=True):
-            ax.axis("off")
-            if panel is None:
-                continue
-            pixels.check_fit(picture, panel.values, panel.name)
-            among = {True: everything, "rows": [p for p in row if p is not None], False: [panel]}
-            limit = pixels.limit(options.scale, [p.values for p in among[options.shared]])
-            shown = panels.overlay(ax, picture, panel.values, limit, colours=colours, alpha=alpha)
-            own = () if options.shared else (f"colours to ±{limit:.3g}",)
-            panels.title(ax, panel.name, panel.caption, *own)
-        if labels is not None:
-            axes[index, 0].annotate(
-                labels[index],
-                (0, 0.5),
-                (-8, 0),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                rotation=90,
-                fontsize=11,
-                weight="bold",
-                parse_math=False,
-            )
-        if options.shared == "rows" or (options.shared and index == len(rows) - 1):
-            beside = axes[index] if options.shared == "rows" else axes
-            bar = figure.colorbar(shown, ax=beside, fraction=0.05, pad=0.02, shrink=0.8)
-            bar.set_label("relevance", fontsize=9)
-            bar.ax.tick_params(labelsize=8)
-    return figure
+    return Panel(str(name), values, ", ".join(said))

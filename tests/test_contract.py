@@ -224,12 +224,68 @@ def test_a_rule_that_the_drivers_do_not_follow(monkeypatch: pytest.MonkeyPatch) 
         assert_rule_contract(ZeroRule(1e-6))
 
 
+class Counts(ZeroRule):
+    def __init__(self, stabilizer=1e-6):
+        super().__init__(stabilizer)
+        self.calls, self.known, self.scale = 0, {}, torch.ones(1).double()
+
+    def groups(self, op, x):
+        self.count(op)
+        return super().groups(op, x)
+
+
+KEEPING = {
+    "a number": (lambda rule, op: setattr(rule, "calls", rule.calls + 1), "rule's calls"),
+    "a dict": (lambda rule, op: rule.known.setdefault(id(op), op.weight), "rule's known"),
+    "a tensor": (lambda rule, op: rule.scale.add_(1), "rule's scale"),
+}
+
+
+@pytest.mark.parametrize(("count", "message"), KEEPING.values(), ids=KEEPING)
+def test_a_rule_that_keeps_something_between_calls(count: Any, message: str) -> None:
+    kind = type("Keeps", (Counts,), {"count": count})
+    with pytest.raises(AssertionError, match=message):
+        assert_rule_contract(kind())
+    assert_rule_contract(type("Keeps", (Counts,), {"count": lambda rule, op: None})())
+
+
+class Positional(ZeroRule):
+    def __init__(self, *arguments):
+        super().__init__(1e-6)
+
+
+class Wide(Rule):
+    def groups(self, op, x):
+        return (Group((Term(op.weight * torch.ones(1, dtype=torch.float64), op.bias),)),)
+
+
+def test_errors_of_a_rules_own_are_told_as_breaches() -> None:
+    with pytest.raises(AssertionError, match="named arguments"):
+        assert_rule_contract(Positional())
+    with pytest.raises(AssertionError, match=r"fails in torch\.float16"):
+        assert_rule_contract(Wide())
+
+
+def test_conservation_is_looked_at_whatever_the_layers_are() -> None:
+    class Doubles(Rule):
+        def groups(self, op, x):
+            return (Group((Term(op.weight, op.bias),), 2.0),)
+
+    pair = nn.Linear(4, 3), torch.randn(2, 4)
+    for given in ([pair], (p for p in [pair]), None):
+        with pytest.raises(AssertionError, match="sum of relevance changes"):
+            assert_rule_contract(Doubles(), given)
+    assert pair[0].bias is not None
+    with pytest.raises(InputError, match="there is no layer"):
+        assert_rule_contract(ZeroRule(), [])
+
+
 def test_what_is_not_finite_in_half_precision() -> None:
     class Tiny(ZeroRule):
         def stabilize(self, z, magnitude):
             return torch.where(z == 0, z, super().stabilize(z, magnitude)) * 1e-12
 
-    case = next(contract.cases(Tiny(stabilizers.Identity()), None))
+    case = next(iter(contract.cases(Tiny(stabilizers.Identity()), None)))
     with pytest.raises(AssertionError, match=r"NaN or Inf in torch\.float16"):
         contract.half_precision_is_finite(case)
 
@@ -325,7 +381,11 @@ def test_what_is_no_stabilizer(value: Any) -> None:
 
 def test_the_layers_are_the_same_at_each_call_and_randomness_is_left_alone() -> None:
     state = torch.get_rng_state()
-    first, second = list(contract.layers()), list(contract.layers())
+    first, second = (
+        [(layer, x, torch.rand(1))[:2] for layer, x in contract.layers()],
+        contract.layers(),
+    )
+    torch.set_rng_state(state)
     assert torch.equal(torch.get_rng_state(), state)
     for (one, x), (two, y) in zip(first, second, strict=True):
         assert torch.equal(x, y) and torch.equal(one.weight, two.weight)

@@ -41,6 +41,29 @@ def test_importing_does_not_load_pytorch() -> None:
     assert run(code) == f"False {captum_lrp_stab.__version__}"
 
 
+THREADS = """
+import threading, captum_lrp_stab as package
+names = [name for name in package.__all__ if name != "__version__"]
+together, failed = threading.Barrier(len(names)), []
+def ask(name):
+    together.wait()
+    try:
+        getattr(package, name)
+    except BaseException as error:
+        failed.append((name, error))
+threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failed)
+"""
+
+
+def test_threads_may_ask_at_once() -> None:
+    assert run(THREADS) == "[]"
+
+
 def test_every_name_is_there() -> None:
     for name in captum_lrp_stab.__all__:
         assert getattr(captum_lrp_stab, name) is not None

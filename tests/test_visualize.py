@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from captum_lrp_stab import LRP, panels, pixels, presets, stabilizers, visualize
+from captum_lrp_stab import LRP, figures, panels, pixels, presets, stabilizers, visualize
 from captum_lrp_stab.errors import InputError
 
 R = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -244,6 +244,71 @@ def test_odd_sizes_of_relevance(value: float) -> None:
     assert ax.images[1].get_clim()[1] > 0
 
 
+def test_values_that_overflow_when_added() -> None:
+    """No warning of NumPy's, and no scale that cannot be drawn."""
+    infinite = torch.tensor([[[math.inf, 1.0]], [[-math.inf, 2.0]]])
+    (ax,) = shown(visualize.heatmap(infinite))
+    assert "1 of 2 pixels" in words(ax)
+    large = torch.full((2, 1, 2), 1.7e308, dtype=torch.float64)
+    (ax,) = shown(visualize.heatmap(large))
+    assert "2 of 2 pixels" in words(ax)
+    for scale in (*pixels.SCALES, 1.7e308):
+        shown(visualize.heatmap(torch.tensor([[1.7e308, -1.7e308]]).double(), scale=scale))
+    assert len(shown(visualize.channels(large))) == 3
+
+
+def test_rows_without_panels_have_no_colour_bar() -> None:
+    for rows in ({"a": {}, "b": {"x": R}}, {"a": {"x": R}, "b": {}}):
+        figure = visualize.grid(rows, shared="rows")
+        (ax,) = shown(figure)
+        (bar,) = bars(figure)
+        low, high = sorted((ax.get_position().y0, ax.get_position().y1))
+        assert low - 0.1 < bar.get_position().y0 < bar.get_position().y1 < high + 0.1
+
+
+def test_names_need_not_be_strings() -> None:
+    panels_ = shown(visualize.heatmaps({1e-6: R, 3: R}, scores={3: 1.0}))
+    assert [ax.get_title(loc="left") for ax in panels_] == ["1e-06", "3"]
+    assert "score 1" in words(panels_[1])
+    with pytest.raises(InputError, match="a score is given for 4; there is 3"):
+        visualize.heatmaps({3: R}, scores={4: 1.0})
+    shown(visualize.grid({1: {2: R}}))
+    shown(visualize.channels(R, names=[1, 2, 3]))
+
+
+def test_pictures_of_more_than_8_bits_and_transparent_ones() -> None:
+    wide = Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16))
+    assert len(np.unique(pixels.picture_of(wide, 0))) > 50
+    floating = Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32))
+    assert len(np.unique(pixels.picture_of(floating, 0))) > 50
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert (pixels.picture_of(clear, 0) == 255).all()
+
+
+def test_what_is_wrong_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LRP, "attribute_many", lambda *args, **kw: pytest.fail("it ran"))
+    for options, message in (
+        ({"sample": 5}, "sample is 5"),
+        ({"columns": 2}, "leave columns out"),
+        ({"picture": torch.rand(3, 30, 60)}, "30 x 60"),
+    ):
+        with pytest.raises(InputError, match=message):
+            visualize.rules_by_stabilizers(
+                network(), R, 1, {"a": presets.zero()}, {"b": 1e-6}, **options
+            )
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    figure = visualize.heatmap(R)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_captions_have_the_colour_of_a_styles_text() -> None:
+    with matplotlib.style.context("dark_background"):
+        (ax,) = shown(visualize.heatmap(R, score=1.0))
+        assert {text.get_color() for text in ax.texts} == {"white"}
+
+
 def test_pyplot_and_what_is_given_are_left_alone() -> None:
     figures, backend = pyplot.get_fignums(), dict.__getitem__(matplotlib.rcParams, "backend")
     before = R.clone(), PICTURE.clone(), torch.get_rng_state()
@@ -287,7 +352,7 @@ def lab(colour: Any, deficiency: str) -> np.ndarray:
 
 def apart(colours: str, deficiency: str) -> float:
     """How far the two signs are apart as seen, the least over several strengths."""
-    chosen = visualize._Options(colours=colours).map
+    chosen = figures.Options(colours=colours).map
     return min(
         float(np.linalg.norm(lab(chosen(at), deficiency) - lab(chosen(1 - at), deficiency)))
         for at in (0.0, 0.1, 0.2)
@@ -306,7 +371,13 @@ WRONG = {
     "no image": (lambda: visualize.heatmap(torch.ones(2, 5, 3, 4, 4)), r"\(2, 5, 3, 4, 4\)"),
     "tokens": (lambda: visualize.heatmap(torch.ones(7)), r"shape \(7,\)"),
     "empty": (lambda: visualize.heatmap(torch.ones(1, 3, 0, 4)), "no image"),
-    "a list": (lambda: visualize.heatmap([[1.0]]), "a list"),
+    "a list": (lambda: visualize.heatmap([[1.0]]), "a list of 1; give one relevance of them"),
+    "a tuple": (lambda: visualize.heatmap((R, R)), "a tuple of 2; give one relevance of them"),
+    "sparse": (lambda: visualize.heatmap(R[0, 0].to_sparse()), "to_dense"),
+    "sample of a kind": (lambda: visualize.heatmap(R, sample=1.0), "sample is 1.0"),
+    "columns of a kind": (lambda: visualize.heatmaps({"a": R}, columns="2"), "columns is '2'"),
+    "alpha of a kind": (lambda: visualize.heatmap(R, alpha="x"), "alpha is a str 'x'"),
+    "a scale too large": (lambda: visualize.heatmap(R, scale=10**400), "scale is a"),
     "complex": (lambda: visualize.heatmap(R * 1j), "complex"),
     "sample": (lambda: visualize.heatmap(R, sample=2), "sample is 2; the relevance has 2"),
     "normalised": (lambda: visualize.heatmap(R, 4 * PICTURE - 2), "before normalisation"),
