@@ -78,7 +78,7 @@ def cause_of(origin: Origin, dtype: torch.dtype) -> Cause:
 
 def _division_by_0(neuron: Neuron, d: float, dtype: str) -> Cause:
     exact = neuron.stabilized_in_float64
-    if exact:
+    if exact and abs(exact) >= abs(d):  # else it is moved towards 0: a pole, hit by rounding
         return Cause(
             "epsilon underflows",
             f"the denominator {d:.4g} is stabilized to 0 in {dtype}, and to {exact:.3g} in "
