@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from captum_lrp_stab.diagnosis.receptive_field import Box
@@ -86,8 +87,9 @@ def ledger(diagnosis: Diagnosis) -> Figure:
     sizes = [*(flow.l1 for flow in received), diagnosis.ledger.inputs.l1]
     right.plot([v or np.nan for v in sizes], places, color=INK, marker="o", markersize=3)
     positive = [size for size in sizes if size > 0]
-    if positive and max(positive) > 10 * min(positive):
+    if positive and max(positive) > 100 * min(positive):
         right.set_xscale("log")
+        right.xaxis.set_minor_formatter(NullFormatter())  # its labels would overlap
     right.set_title("absolute sum", fontsize=9)
     left.set_yticks(places, names, fontsize=7, parse_math=False)
     left.set_ylim(len(names) - 0.5, -0.5)
