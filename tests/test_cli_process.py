@@ -122,20 +122,20 @@ def test_results_on_terminals(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "plan"])
 def test_ctrl_c(name: str) -> None:
+    """Once loading has begun: while Python imports, an interrupt can get lost in a destructor."""
     run = subprocess.Popen(
-        [*PROGRAM, *COMMANDS[name], *(() if name == "plan" else ("--out", "out"))],
+        [*PROGRAM, *COMMANDS[name], "--out", "out"],
         env=CLEAN,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 120
-    while name != "plan" and not Path("out").is_dir():
+    while not Path("out").is_dir():
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(1 if name == "plan" else 0)  # the command begins to load in less, and loads longer
     run.send_signal(signal.SIGINT)
     shown, said = run.communicate()
     assert (run.returncode, shown) == (130, "")
