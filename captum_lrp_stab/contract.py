@@ -361,8 +361,8 @@ def _is_same(value: Any, before: Any) -> bool:
     if isinstance(value, (list, tuple)):
         pairs = zip(value, before, strict=False)
         return len(value) == len(before) and all(_is_same(a, b) for a, b in pairs)
-    comparable = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
-    return not comparable or bool(value == before)
+    own: Any = type(value).__eq__  # without one of its own, a copy is equal to nothing
+    return own is object.__eq__ or bool(value == before)
 
 
 def _stabilized(s: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

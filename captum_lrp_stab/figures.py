@@ -51,7 +51,7 @@ class Options:
             value = getattr(chosen, name)
             if not isinstance(value, int) and not (name == "columns" and value is None):
                 raise InputError(f"{name} is {value!r}; give a whole number")
-        if chosen.shared not in (True, False, "rows"):
+        if not (isinstance(chosen.shared, bool) or chosen.shared == "rows"):
             raise InputError(f"shared is {chosen.shared!r}; give True, 'rows' or False")
         if chosen.alpha is not None and not 0 <= pixels.number(chosen.alpha, "alpha") <= 1:
             raise InputError(f"alpha is {chosen.alpha!r}; give an opacity from 0 to 1")
@@ -118,9 +118,8 @@ def draw(
     colours, alpha = options.map, options.opacity(picture is not None)
     everything = [panel for row in rows for panel in row if panel is not None]
     first = everything[0].values
-    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + (
-        0.6 if options.shared else 0.8
-    )
+    above = 0.6 if options.shared else 0.8  # names and the lines below them
+    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + above
     width = columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1)
     top = 0.36 if options.title else 0.0
     whole = len(rows) * height + top
@@ -130,16 +129,19 @@ def draw(
         figure.suptitle(options.title, fontsize=12, y=1 - 0.08 / whole, va="top", parse_math=False)
         figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - top / whole))
     axes = figure.subplots(len(rows), columns, squeeze=False)
+    limit = _limit(options, everything) if options.shared is True else 0.0
     last = None
     for index, row in enumerate(rows):
         shown = None
+        if options.shared == "rows":
+            limit = _limit(options, row)
         for ax, panel in zip(axes[index], [*row, *[None] * (columns - len(row))], strict=True):
             ax.axis("off")
             if panel is None:
                 continue
             pixels.check_fit(picture, panel.values, panel.name)
-            among = {True: everything, "rows": [p for p in row if p is not None], False: [panel]}
-            limit = pixels.limit(options.scale, [p.values for p in among[options.shared]])
+            if not options.shared:
+                limit = _limit(options, [panel])
             shown = panels.overlay(ax, picture, panel.values, limit, colours=colours, alpha=alpha)
             own = () if options.shared else (f"colours to ±{limit:.3g}",)
             panels.title(ax, panel.name, panel.caption, *own)
@@ -163,6 +165,11 @@ def draw(
     if options.shared is True and last is not None:
         _bar(figure, last, axes)
     return figure
+
+
+def _limit(options: Options, among: Sequence[Panel | None]) -> float:
+    """Return where the colours of panels saturate that share a scale."""
+    return pixels.limit(options.scale, [p.values for p in among if p is not None])
 
 
 def _bar(figure: Figure, shown: AxesImage, beside: Any) -> None:

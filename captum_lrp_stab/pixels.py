@@ -130,7 +130,7 @@ def limit(scale: Any, heatmaps: Sequence[NDArray[np.float64]]) -> float:
     """
     if not isinstance(scale, str):
         return min(float(scale), _LARGEST)
-    values = np.concatenate([heatmap.ravel() for heatmap in heatmaps])
+    values = np.concatenate([np.zeros(0), *(heatmap.ravel() for heatmap in heatmaps)])
     sizes = np.abs(values[np.isfinite(values)])
     largest = float(sizes.max(initial=0.0))
     if not largest:

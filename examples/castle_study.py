@@ -31,7 +31,7 @@ from captum_lrp_stab.investigation import investigate
 # RootMeanSquare(epsilon, per_sample=False): of one picture that is the same.
 STABILIZERS = ("none", "signed:1e-6", "additive:0.1", "quadratic-mean:1e-6", "quadratic-mean:0.1")
 # Ten times the cubic mean of |R| saturates, the study's scale; each heatmap has its own.
-STYLE = {"columns": 5, "scale": "cubic", "colours": "seismic", "shared": False}
+STYLE = {"scale": "cubic", "colours": "seismic", "shared": False}
 TITLE = "Above: the study's form, which rewrites the forward pass. Below: the gradient form."
 
 
@@ -54,9 +54,10 @@ def main(folder: Path, picture: Path | None = None, weights: str | None = None) 
     image = pictures.default_picture() if picture is None else pictures.read(picture)
     name_map = name_map_of(classifier)
     heatmaps, scores = {}, {}
-    for form, short in {"modified-forward": "rewritten", "gradient": "gradient"}.items():
+    for form in "modified-forward", "gradient":
         study = investigate(classifier, image, rules=name_map, names=STABILIZERS, form=form)
         print(f"{form} form: {study.label}, score {study.score:.4g}")
+        heatmaps[form], scores[form] = {}, {}
         for found, heatmap in zip(study.findings, study.heatmaps, strict=True):
             if found.finite:
                 peak = heatmap.abs().max() / heatmap.abs().median()
@@ -65,10 +66,10 @@ def main(folder: Path, picture: Path | None = None, weights: str | None = None) 
             else:
                 said = f"NaN, which arose in {found.origin.name}"
             print(f"  {found.name:20} {said}")
-            heatmaps[f"{short}, {found.name}"] = heatmap
+            heatmaps[form][found.name] = heatmap
             if found.score is not None:
-                scores[f"{short}, {found.name}"] = found.score
-    figure = visualize.heatmaps(heatmaps, scores=scores, title=TITLE, **STYLE)
+                scores[form][found.name] = found.score
+    figure = visualize.grid(heatmaps, scores=scores, title=TITLE, **STYLE)
     figure.savefig(folder / "castle_study.png")
 
 
