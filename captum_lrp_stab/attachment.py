@@ -9,7 +9,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules

@@ -17,7 +17,9 @@ from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import describe, kernel, stabilizers, types
+import captum_lrp_stab.stabilizers as stabilizers
+import captum_lrp_stab.types as types
+from captum_lrp_stab import describe, kernel
 from captum_lrp_stab.affine import Affine, Sum
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Division, Group, Sent

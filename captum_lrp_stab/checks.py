@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 from captum_lrp_stab.errors import InputError, ModelError
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from captum_lrp_stab import presets, stabilizers
+import captum_lrp_stab.presets as presets
+import captum_lrp_stab.stabilizers as stabilizers
 from captum_lrp_stab.errors import InputError, RuleMapError, StabilizerError
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.rule_set import ATTENTION, Attention

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import describe, marks, operations, signs, surrogates, ties, treatments, types
+import captum_lrp_stab.types as types
+from captum_lrp_stab import describe, marks, operations, signs, surrogates, ties, treatments
 from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived

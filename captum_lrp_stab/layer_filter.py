@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 from captum_lrp_stab.errors import LayerFilterError
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import operations_of

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import stabilizers
+import captum_lrp_stab.stabilizers as stabilizers
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.blocks import Buffer, blocks, is_dense, like
 from captum_lrp_stab.captum_bridge import Rule

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 
 
 def leaf_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,7 +11,8 @@ from typing import Any
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
-from captum_lrp_stab import describe, types
+import captum_lrp_stab.types as types
+from captum_lrp_stab import describe
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleError, RuleMapError, StabilizerError
 from captum_lrp_stab.leaves import leaf_modules

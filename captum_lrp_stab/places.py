@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from captum_lrp_stab import activations, describe, operations, types
+import captum_lrp_stab.types as types
+from captum_lrp_stab import activations, describe, operations
 from captum_lrp_stab.leaves import leaf_modules
 
 OnInput = Callable[[str, Any, Any], tuple[Any, Any]]

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.input_rules import FlatRule, ZBoxRule

@@ -15,7 +15,8 @@ from captum._utils.common import (
 )
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, operations, types
+import captum_lrp_stab.types as types
+from captum_lrp_stab import checks, operations
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import FallbackError, InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm

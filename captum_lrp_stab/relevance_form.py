@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import kernel, operations, stabilizers
+import captum_lrp_stab.stabilizers as stabilizers
+from captum_lrp_stab import kernel, operations
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm

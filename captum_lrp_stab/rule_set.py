@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from captum_lrp_stab import types
+import captum_lrp_stab.types as types
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.rules import EpsilonRule

@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab import contract, stabilizers
+import captum_lrp_stab.stabilizers as stabilizers
+from captum_lrp_stab import contract
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison import Comparison, compare
 from captum_lrp_stab.comparison.known import KNOWN

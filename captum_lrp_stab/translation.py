@@ -9,7 +9,8 @@ from captum.attr._utils import lrp_rules as captum_rules
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, mapping, types
+import captum_lrp_stab.types as types
+from captum_lrp_stab import checks, mapping
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.errors import RuleError
