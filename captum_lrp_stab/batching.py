@@ -61,8 +61,16 @@ def pieces(size: int, inputs: Any, targets: Sequence[Any], extra: Any) -> Iterat
 
 
 def joined(results: Sequence[Any]) -> Any:
-    """Return results of several pieces - tensors ``(n, ...)``, or tuples or lists - as one."""
+    """Return results of several pieces - tensors ``(n, ...)``, or tuples or lists - as one.
+
+    Tensors whose samples are in another dimension, such as the state of an LSTM, are put together
+    along the one in which they differ, and single numbers are summed.
+    """
     first = results[0]
     if isinstance(first, Tensor):
-        return torch.cat(list(results))
+        if not first.dim():
+            return torch.stack(list(results)).sum(0)
+        sizes = zip(*(t.shape[1:] for t in results), strict=True)
+        differing = (dim for dim, size in enumerate(sizes, 1) if len(set(size)) > 1)
+        return torch.cat(list(results), next(differing, 0))
     return type(first)(joined(items) for items in zip(*results, strict=True))

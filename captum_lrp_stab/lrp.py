@@ -291,9 +291,11 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             internal_batch_size: See :meth:`LRP.attribute`.
 
         Returns:
-            A tensor shaped like the layer's output (or input), a tuple where that is one, or a
-            list of these for several layers; and the delta, or list of deltas, if asked for. A
-            layer used more than once gets the sum over its uses.
+            A tensor shaped like the layer's output (or input), or a list of these for several
+            layers; and the delta, or list of deltas, if asked for. Where a layer gives several
+            tensors (a tuple, nested or not, or a dict), or takes several, a tuple with the
+            relevance of each, in order: 0 for a part that gets none. A layer used more than once
+            gets the sum over its uses.
 
         Raises:
             ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
@@ -314,16 +316,15 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             verbose=verbose,
         )
         if self.layer is None:
-            names = [n for n in names if any(r is not None for r in probes[n].relevances)]
+            names = [name for name in names if probes[name].noted]
             self.layers = [leaves[name] for name in names]
         known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
         results = [_result(probes[name], known) for name in names]
         if not return_convergence_delta:
             return results if several else results[0]
-        deltas = [
-            self.compute_convergence_delta(r if isinstance(r, tuple) else (r,), done.score)
-            for r in results
-        ]
+        # the other parts have no relevance, and need not have a row for each sample
+        noted = (tuple(probes[name].noted) for name in names)
+        deltas = [self.compute_convergence_delta(r, done.score) for r in noted]
         return (results, deltas) if several else (results[0], deltas[0])
 
 
@@ -349,10 +350,10 @@ def _result(probe: Probe, known: Collection[str]) -> Tensor | tuple[Tensor, ...]
             f"layer '{probe.name}' is no module, and the pass ran no operation of this name; "
             f"captum_lrp_stab.plan lists the names{hint}"
         )
-    relevances = [r for r in probe.relevances if r is not None]
-    if not relevances:
+    if not probe.noted:
         raise ModelError(
             f"layer '{probe.name}' takes no part in the score: no relevance reaches it; check "
             "that the model runs it, and that the target depends on it"
         )
-    return tuple(relevances) if probe.was_tuple and len(probe.relevances) > 1 else relevances[0]
+    parts = probe.parts()
+    return parts if probe.was_tuple and len(parts) > 1 else parts[0]

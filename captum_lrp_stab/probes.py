@@ -7,6 +7,7 @@ the layer wrote over its copy. A tensor that is given twice is one copy.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,18 +25,30 @@ class Probe:
         self.name = name
         self.at_input = at_input
         self.was_tuple = False
-        self.relevances: list[Tensor | None] = []
+        self.relevances: list[Tensor | None] = []  # of each tensor, None where none came to it
+        self._makes: list[Callable[[], Tensor]] = []  # zeros like each
 
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
         """Make room for the tensors of one use of the layer; return the position of the first."""
         self.was_tuple = was_tuple
-        missing = len(values) - len(self.relevances)
-        self.relevances.extend([None] * missing)
+        new = values[len(self.relevances) :]
+        self.relevances.extend([None] * len(new))
+        self._makes += [partial(torch.zeros, v.shape, dtype=v.dtype, device=v.device) for v in new]
         return 0
 
     def restart(self) -> None:
         """Drop everything, before a forward pass."""
-        self.relevances = []
+        self.relevances, self._makes = [], []
+
+    @property
+    def noted(self) -> list[Tensor]:
+        """The relevance of the tensors that it came to."""
+        return [R for R in self.relevances if R is not None]
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Return the relevance of every tensor: 0 where none came to it, as to an unused part."""
+        pairs = zip(self.relevances, self._makes, strict=True)
+        return tuple(make() if R is None else R for R, make in pairs)
 
     def forget(self) -> None:
         """Drop what was noted, before another backward pass."""
@@ -173,7 +186,9 @@ class Probes:
     def _hook(self, probe: Probe, position: int, t: Tensor) -> None:
         value, as_it_is = t.detach().clone(), self._form.carries_relevance(t)
 
-        def hook(carried: Tensor) -> None:
+        def hook(carried: Tensor | None) -> None:
+            if carried is None:  # of a part that nothing reads, where others are read
+                return
             noted = self._form.noted(probe.seen(value), probe.seen(carried), as_it_is)
             probe.note(position, noted)
 

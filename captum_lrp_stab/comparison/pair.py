@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import Agreement, agreement, relative_difference
@@ -215,11 +216,35 @@ _Sides = tuple[list[Tensor], list[Tensor]]
 
 
 def _relevances(uses: tuple[Use, Use] | None) -> _Sides | None:
-    return None if uses is None else _alike(uses[0].relevance, uses[1].relevance)
+    """Return the relevance of each tensor that has some on either side, 0 where it has none."""
+    if uses is None:
+        return None
+    ours, theirs = (use.relevances for use in uses)
+    if len(ours) != len(theirs):  # of a function as reference, which gives one tensor for a layer
+        return _alike(uses[0].relevance, uses[1].relevance)
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None or b is not None]
+    return _alike([_or_0(a, b) for a, b in pairs], [_or_0(b, a) for a, b in pairs])
+
+
+def _or_0(relevance: Tensor | None, other: Tensor | None) -> Tensor:
+    if relevance is not None:
+        return relevance
+    assert other is not None
+    return torch.zeros_like(other)
 
 
 def _values(uses: tuple[Use, Use] | None) -> _Sides | None:
-    return None if uses is None else _alike(uses[0].value, uses[1].value)
+    """Return the values, as far as both sides know them, of the tensors with relevance."""
+    if uses is None or len(uses[0].values) != len(uses[1].values):
+        return None
+    known = [
+        (value, other)
+        for value, other, *relevances in zip(
+            *(use.values for use in uses), *(use.relevances for use in uses), strict=True
+        )
+        if value is not None and other is not None and any(R is not None for R in relevances)
+    ]
+    return _alike([a for a, _ in known], [b for _, b in known]) if known else None
 
 
 def _alike(ours: list[Tensor] | None, theirs: list[Tensor] | None) -> _Sides | None:

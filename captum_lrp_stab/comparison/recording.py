@@ -27,13 +27,6 @@ class Use:
         """The relevance of each tensor that has any; None if none has."""
         return [r for r in self.relevances if r is not None] or None
 
-    @property
-    def value(self) -> list[Tensor] | None:
-        """The values of the tensors that have relevance, as far as they are known."""
-        pairs = zip(self.values, self.relevances, strict=True)
-        known = [v for v, r in pairs if r is not None and v is not None]
-        return known or None
-
 
 class Uses(Probe):
     """A probe that keeps each use of a layer apart.
@@ -193,8 +186,10 @@ class Watch:
 
     def _leaving(self, uses: Uses) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = [t for t in tensors_in((output,), {}) if t.requires_grad]
+            tensors = tensors_in((output,), {})
             for position, t in enumerate(tensors, uses.start(tensors, False)):
+                if not t.requires_grad:
+                    continue
                 if uses.name in self._late:
                     self._waiting.append((uses, position, t))
                 else:
@@ -213,7 +208,11 @@ class Watch:
 
 
 def _note(uses: Uses, position: int, t: Tensor) -> None:
-    t.register_hook(lambda R: uses.note(position, R.detach()))  # type: ignore[no-untyped-call]
+    def hook(R: Tensor | None) -> None:
+        if R is not None:  # else of a part that nothing reads, where others are read
+            uses.note(position, R.detach())
+
+    t.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _reached(probes: Mapping[str, Uses]) -> dict[str, list[Use]]:
