@@ -7,7 +7,7 @@ sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import marks
-from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, made, tensors_in
+from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, tensors_in
 
 
 class Gate(Enum):
@@ -54,21 +54,55 @@ def marked(out: Any, gate: Gate | None) -> Any:
     return out
 
 
-def inherited(func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
-    """Return what a linear operation makes of its arguments; to be asked before it runs."""
-    name = canonical_name(func)
-    if name not in _PRESERVING:
-        return None
-    given = args[:1] if name in _SHAPED_BY_ANOTHER else args
-    tensors = list(tensors_in(given, kwargs))
-    kinds = {of(t) for t in tensors if made(t)}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    if kind is Gate.ODD and name in _SHIFTING:
-        others = [
-            v for v in (*args, kwargs.get("other")) if not (isinstance(v, Tensor) and made(v))
-        ]
-        return Gate.FACTOR if any(map(_saturates, others)) else Gate.ODD
-    return kind
+class Operands:
+    """The tensors among an operation's arguments that depend on the model's input.
+
+    An operation may write over what it reads, and then a mark says nothing any more. So what is
+    known of them is gathered before it runs, and treatments do not ask the tensors themselves.
+
+    Args:
+        tensors: These tensors.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor] = ()) -> None:
+        self._kinds = {id(t): of(t) for t in tensors}
+        bases = [(t, t._base) for t in tensors if t._is_view()]
+        self._bases = [(t, base, of(base)) for t, base in bases if base is not None]
+
+    def has(self, value: object) -> bool:
+        """Return whether an argument is one of them."""
+        return id(value) in self._kinds
+
+    def gate(self, t: Tensor) -> Gate | None:
+        """Return what is known of a tensor, None for a signal."""
+        return self._kinds.get(id(t))
+
+    def is_factor(self, t: Tensor) -> bool:
+        """Return whether a tensor is a gate, or weights."""
+        return self.gate(t) in (Gate.FACTOR, Gate.SOFTMAX)
+
+    def of_product(self, factors: Iterable[Tensor]) -> Gate:
+        """Return what a product of gates is."""
+        return Gate.SOFTMAX if Gate.SOFTMAX in map(self.gate, factors) else Gate.FACTOR
+
+    def inherited(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
+        """Return what a linear operation makes of its arguments."""
+        name = canonical_name(func)
+        if name not in _PRESERVING:
+            return None
+        given = args[:1] if name in _SHAPED_BY_ANOTHER else args
+        kinds = {self.gate(t) for t in tensors_in(given, kwargs) if self.has(t)}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        if kind is Gate.ODD and name in _SHIFTING:
+            others = [v for v in (*args, kwargs.get("other")) if not self.has(v)]
+            return Gate.FACTOR if any(map(_saturates, others)) else Gate.ODD
+        return kind
+
+    def keep_bases(self) -> None:
+        """Mark again what has been written to by a view, and is what it was before."""
+        for view, base, kind in self._bases:
+            if kind is not None and of(base) is None and of(view) is kind:
+                marked(base, kind)
 
 
 def _saturates(constant: Any) -> bool:
@@ -86,16 +120,6 @@ def note_shift(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> No
     shifts = [v for v in (*args[:2], kwargs.get("other")) if isinstance(v, numbers.Real)]
     if len(shifts) == 1 and isinstance(out, Tensor):
         marks.put(out, "shift", shifts[0] if name == "add" else -shifts[0])
-
-
-def is_factor(t: Tensor) -> bool:
-    """Return whether a tensor is a gate, or weights."""
-    return of(t) in (Gate.FACTOR, Gate.SOFTMAX)
-
-
-def of_product(factors: Iterable[Tensor]) -> Gate:
-    """Return what a product of gates is."""
-    return Gate.SOFTMAX if Gate.SOFTMAX in map(of, factors) else Gate.FACTOR
 
 
 def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate | None:

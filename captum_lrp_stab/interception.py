@@ -28,6 +28,7 @@ from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.gates import Operands
 from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
@@ -152,7 +153,7 @@ class Interception(TorchFunctionMode, ABC):
             marks.drop(args[0], "nonnegative")
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if not any(made(t) for t in given):
+        if not any(map(self.depends_on_input, given)):
             return self._constant(func, given, args, kwargs)
         written_out = self._written_out(func)
         if written_out is not None:
@@ -161,15 +162,19 @@ class Interception(TorchFunctionMode, ABC):
         operation.ordinals = frozenset([self._count])
         nonnegative = signs.gives_nonnegative(func, args, kwargs)
         args, kwargs = self.on_operands(operation, func, args, kwargs)
+        operands = Operands([t for t in tensors_in(args, kwargs) if self.depends_on_input(t)])
+        operation.operands = operands
         treatment = treatments.of(func) or treatments.unknown
         out = treatment(self, operation, func, args, kwargs)
+        operation.operands = Operands()
+        operands.keep_bases()
         if nonnegative:
             signs.mark(out)
         return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, given)
 
     def _written_out(self, func: Any) -> Call | None:
         """Return the same function in single operations, None if it is one itself."""
-        known: Call | None = surrogates.WRITTEN_OUT.get(func)
+        known: Call | None = surrogates.written_out(func)
         if known is None and treatments.of(func) is None and func not in self._opening:
             known = operations.opened(func)
         return known

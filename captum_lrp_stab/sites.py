@@ -11,6 +11,7 @@ from captum_lrp_stab import marks
 from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
+from captum_lrp_stab.gates import Operands
 from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import before, custom_functions
 
@@ -33,6 +34,7 @@ class Operation:
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
     ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
     reads: tuple["Operation", ...] = ()  # whose results it reads, as far as a plan has asked
+    operands: Operands = field(default_factory=Operands)  # what it reads, while it runs
 
     def describe_fallback(self) -> str:
         """Return the operation and why it gets its plain gradient, in words."""

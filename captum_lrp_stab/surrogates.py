@@ -263,3 +263,13 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.std_mean: std_mean,
 }
 """From a torch function to the same in single operations."""
+
+
+def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return a torch function in single operations, None if it is not known so."""
+    known = WRITTEN_OUT.get(func)
+    if known is None and func.__name__.endswith("_"):
+        plain = WRITTEN_OUT.get(getattr(Tensor, operations.canonical_name(func), func))
+        if plain is not None:
+            return lambda target, *args, **kwargs: target.copy_(plain(target, *args, **kwargs))
+    return known

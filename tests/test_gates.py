@@ -91,6 +91,8 @@ GATED: dict[str, Step] = {
     "layer norm": lambda z: (z - z.mean(1, keepdim=True)) / (z.var(1, keepdim=True) + 1e-3).sqrt(),
     "one over": lambda z: z * (1 / (2 + z.abs().amax(1, keepdim=True))),
     "sign": lambda z: z.abs() * torch.sign(z),
+    "thresholded": lambda z: z * F.relu(z.flip(1).sigmoid() - 0.4),
+    "thresholded weights": lambda z: z * F.relu(z.softmax(1) - 0.05, inplace=True),
     "shaped by the signal": lambda z: z * z.mean(1, keepdim=True).sigmoid().expand_as(z),
     "pooled": lambda z: z * F.avg_pool1d(z.sigmoid(), 2).repeat_interleave(2, 1).clamp(0.1, 0.9),
     "interpolated": lambda z: z * F.interpolate(z[:, None, :4].sigmoid(), 8)[:, 0],

@@ -12,7 +12,6 @@ from torch import Tensor
 from captum_lrp_stab import describe, gates, marks
 from captum_lrp_stab.affine import Convolution, Pad, Scale
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import made
 from captum_lrp_stab.sites import Operation, current_site, is_mergeable
 from captum_lrp_stab.treatments.arguments import first, others
 from captum_lrp_stab.treatments.products import product
@@ -48,7 +47,8 @@ _BATCH_NORM_ARGUMENTS = (
 def affine(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run a linear layer, a convolution or an average pool under its rule."""
     x = first(args, kwargs)
-    if not made(x) or any(mode.depends_on_input(t) for t in others(args, kwargs)):
+    operands = operation.operands
+    if not operands.has(x) or any(map(operands.has, others(args, kwargs))):
         return product(mode, operation, func, args, kwargs)
     padded = marks.get(x, "padded")
     if padded is not None and padded.x._version != padded.version:
@@ -63,7 +63,7 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         x, op = padded.x, replace(op, pad=padded.pad)
         operation.ordinals |= padded.operation.ordinals
         padded.operation.is_absorbed = True
-    kind = gates.inherited(func, args, kwargs)
+    kind = operands.inherited(func, args, kwargs)
     site = mode.site(operation, op, rules, x)
     out = mode.serve(site, lambda: func(*args, **kwargs))
     return gates.marked(out, kind)
@@ -85,7 +85,7 @@ def batch_norm(
             "sample's relevance would depend on the others; call model.eval(), or give it "
             "running statistics"
         )
-    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+    if any(map(operation.operands.has, others(args, kwargs))):
         operation.fallback = "its scale or its shift depend on the input"
         return func(*args, **kwargs)
     site = current_site(x)

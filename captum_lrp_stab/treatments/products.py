@@ -28,7 +28,8 @@ def product(
 ) -> Any:
     """Run a product: gates are held constant, other factors share the relevance equally."""
     tensors = list(tensors_in(args, kwargs))
-    is_factor = [mode.depends_on_input(t) for t in tensors]
+    operands = operation.operands
+    is_factor = [operands.has(t) for t in tensors]
     if canonical_name(func) in operations.SUMMANDS:
         summand = first(args, kwargs)
         is_factor[next(i for i, t in enumerate(tensors) if t is summand)] = False
@@ -37,7 +38,8 @@ def product(
         is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
     if sum(is_factor) < 2:
         return mixing(mode, operation, func, args, kwargs)
-    is_held = [f and _is_held(mode, t, func) for f, t in zip(is_factor, tensors, strict=True)]
+    kinds = [operands.gate(t) for t in tensors]
+    is_held = [f and _is_held(mode, k, func) for f, k in zip(is_factor, kinds, strict=True)]
     gates_alone = is_held == is_factor
     if gates_alone:
         is_held = [False] * len(tensors)
@@ -48,12 +50,11 @@ def product(
     ]
     operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
     out = _shared(mode, operation, func, shares, args, kwargs)
-    return gates.marked(out, gates.of_product(tensors)) if gates_alone else out
+    return gates.marked(out, operands.of_product(tensors)) if gates_alone else out
 
 
-def _is_held(mode: Interception, factor: Tensor, func: Function) -> bool:
+def _is_held(mode: Interception, kind: gates.Gate | None, func: Function) -> bool:
     """Return whether a factor is held constant: a gate, or attention weights under CP-LRP."""
-    kind = gates.of(factor)
     if kind is gates.Gate.SOFTMAX:
         return mode.rule_set.attention == "cp" or canonical_name(func) in operations.ELEMENTWISE
     return kind is gates.Gate.FACTOR
@@ -70,9 +71,10 @@ def quotient(
     divisor = operations.argument(args, kwargs, 1, "other")
     if func.__name__.strip("_").startswith("r"):
         numerator, divisor = divisor, numerator
-    if not isinstance(divisor, Tensor) or not mode.depends_on_input(divisor):
+    operands = operation.operands
+    if not isinstance(divisor, Tensor) or not operands.has(divisor):
         return mixing(mode, operation, func, args, kwargs)
-    if not isinstance(numerator, Tensor) or not mode.depends_on_input(numerator):
+    if not isinstance(numerator, Tensor) or not operands.has(numerator):
         operation.fallback = "a division by a value that depends on the input"
         return gates.marked(func(*args, **kwargs), gates.Gate.FACTOR)
     operation.treatment = "divisor held constant"
@@ -80,7 +82,7 @@ def quotient(
     if numerator is divisor:
         shares[0] = None
     out = _shared(mode, operation, func, shares, args, kwargs)
-    return gates.marked(out, gates.of(numerator))
+    return gates.marked(out, operands.gate(numerator))
 
 
 def _shared(
@@ -106,7 +108,7 @@ def normalisation(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
     """Run a layer, group, instance or rms norm with its statistics held constant."""
-    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+    if any(map(operation.operands.has, others(args, kwargs))):
         operation.fallback = "its scale or its shift depend on the input"
         return func(*args, **kwargs)
     operation.treatment = "statistics held constant"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_lrp_stab import activations, gates, operations, ties
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import canonical_name, made
+from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.sites import Operation, current_site
 from captum_lrp_stab.treatments.arguments import first, others, rest
 
@@ -33,7 +33,7 @@ def unknown(
 def mixing(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that is linear, or homogeneous, in what depends on the input."""
     operation.treatment = "LRP-0"
-    kind = gates.inherited(func, args, kwargs)
+    kind = operation.operands.inherited(func, args, kwargs)
     target = operations.written(func, args, kwargs)
     site = None if target is None else current_site(target)
     if site is not None:
@@ -46,7 +46,7 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
 def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that moves, repeats, selects or drops values."""
     operation.treatment = "moved"
-    kind = gates.inherited(func, args, kwargs)
+    kind = operation.operands.inherited(func, args, kwargs)
     out = mode.moving(func, args, kwargs)
     gates.marked(args[0] if func is Tensor.__setitem__ else out, kind)
     return out
@@ -83,7 +83,7 @@ def sampling(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
     """Run an interpolation at the points of a grid, which is linear if the grid is fixed."""
-    if any(mode.depends_on_input(t) for t in others(args, kwargs)):
+    if any(map(operation.operands.has, others(args, kwargs))):
         operation.fallback = "a grid that depends on the input"
         return func(*args, **kwargs)
     return mixing(mode, operation, func, args, kwargs)
@@ -95,12 +95,13 @@ def rectifier(
     """Run an activation that is linear on each side of 0: relevance passes by its derivative."""
     operation.treatment = "passed"
     x = first(args, kwargs)
-    if any(made(t) for t in others(args, kwargs)):
+    if any(map(operation.operands.has, others(args, kwargs))):
         return unknown(mode, operation, func, args, kwargs)
     order = ties.order_of(x) if activations.is_monotone(func, args, kwargs) else None
+    kind = operation.operands.gate(x) if operation.operands.is_factor(x) else None
     out = _rectified(mode, func, args, kwargs)
     ties.keep_order(out, order)
-    return out
+    return gates.marked(out, kind)
 
 
 def _rectified(mode: Interception, func: Function, args: Any, kwargs: Any) -> Any:
@@ -125,13 +126,13 @@ def activation(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
     """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
-    x, options = first(args, kwargs), rest(kwargs)
+    x, options, operands = first(args, kwargs), rest(kwargs), operation.operands
     if not isinstance(x, Tensor):  # 2 ** y
         return unknown(mode, operation, func, args, kwargs)
     slope = activations.slope_at_zero(func, args, kwargs)
-    if activations.is_inverse(func, args, kwargs) or gates.is_factor(x):
+    if activations.is_inverse(func, args, kwargs) or operands.is_factor(x):
         return gate(mode, operation, func, args, kwargs)
-    if slope is None or not made(x) or any(made(t) for t in others(args, kwargs)):
+    if slope is None or not operands.has(x) or any(map(operands.has, others(args, kwargs))):
         return unknown(mode, operation, func, args, kwargs)
     operation.treatment = "passed"
     bounds = activations.bounds_of(func, args, kwargs)
@@ -152,5 +153,5 @@ def activation(
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run a function whose values are gates, and which has no rule where they are not."""
-    kind = gates.of_product([first(args, kwargs)])
+    kind = operation.operands.of_product([first(args, kwargs)])
     return gates.marked(unknown(mode, operation, func, args, kwargs), kind)
