@@ -7,7 +7,7 @@ sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -80,10 +80,6 @@ class Operands:
     def is_factor(self, t: Tensor) -> bool:
         """Return whether a tensor is a gate, or weights."""
         return self.gate(t) in (Gate.FACTOR, Gate.SOFTMAX)
-
-    def of_product(self, factors: Iterable[Tensor]) -> Gate:
-        """Return what a product of gates is."""
-        return Gate.SOFTMAX if Gate.SOFTMAX in map(self.gate, factors) else Gate.FACTOR
 
     def inherited(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
         """Return what a linear operation makes of its arguments."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_stab import describe, gates, operations, surrogates
+from captum_lrp_stab.gates import Gate
 from captum_lrp_stab.operations import canonical_name, tensors_in
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.treatments.arguments import first, others
@@ -26,7 +27,10 @@ Function = Callable[..., Any]
 def product(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
-    """Run a product: gates are held constant, other factors share the relevance equally."""
+    """Run a product: gates are held constant, other factors share the relevance equally.
+
+    What attention weights multiply is the signal, also where it would be a gate elsewhere.
+    """
     tensors = list(tensors_in(args, kwargs))
     operands = operation.operands
     is_factor = [operands.has(t) for t in tensors]
@@ -38,11 +42,9 @@ def product(
         is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
     if sum(is_factor) < 2:
         return mixing(mode, operation, func, args, kwargs)
-    kinds = [operands.gate(t) for t in tensors]
-    is_held = [f and _is_held(mode, k, func) for f, k in zip(is_factor, kinds, strict=True)]
-    gates_alone = is_held == is_factor
-    if gates_alone:
-        is_held = [False] * len(tensors)
+    kinds = {operands.gate(t) for t, factor in zip(tensors, is_factor, strict=True) if factor}
+    held = _held(mode, kinds, func)
+    is_held = [f and operands.gate(t) in held for f, t in zip(is_factor, tensors, strict=True)]
     live = sum(is_factor) - sum(is_held)
     shares: list[float | None] = [
         surrogates.HELD if held else 1 / live if factor and live > 1 else None
@@ -50,14 +52,25 @@ def product(
     ]
     operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
     out = _shared(mode, operation, func, shares, args, kwargs)
-    return gates.marked(out, operands.of_product(tensors)) if gates_alone else out
+    if kinds == {Gate.SOFTMAX}:  # such as a product of stochastic matrices
+        return gates.marked(out, Gate.SOFTMAX)
+    gate_of_gates = kinds == {Gate.FACTOR} and canonical_name(func) in operations.ELEMENTWISE
+    return gates.marked(out, Gate.FACTOR) if gate_of_gates else out
 
 
-def _is_held(mode: Interception, kind: gates.Gate | None, func: Function) -> bool:
-    """Return whether a factor is held constant: a gate, or attention weights under CP-LRP."""
-    if kind is gates.Gate.SOFTMAX:
-        return mode.rule_set.attention == "cp" or canonical_name(func) in operations.ELEMENTWISE
-    return kind is gates.Gate.FACTOR
+def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Gate]:
+    """Return which kinds of factors are held constant, where there are others.
+
+    Args:
+        mode: The mode.
+        kinds: All that there are.
+        func: The product.
+    """
+    by_element = canonical_name(func) in operations.ELEMENTWISE
+    held = {Gate.SOFTMAX} if by_element or mode.rule_set.attention == "cp" else set()
+    if kinds != {Gate.FACTOR, Gate.SOFTMAX}:
+        held.add(Gate.FACTOR)
+    return held if kinds - held else set()
 
 
 def quotient(
@@ -76,7 +89,7 @@ def quotient(
         return mixing(mode, operation, func, args, kwargs)
     if not isinstance(numerator, Tensor) or not operands.has(numerator):
         operation.fallback = "a division by a value that depends on the input"
-        return gates.marked(func(*args, **kwargs), gates.Gate.FACTOR)
+        return gates.marked(func(*args, **kwargs), Gate.FACTOR)
     operation.treatment = "divisor held constant"
     shares = [surrogates.HELD if t is divisor else None for t in tensors_in(args, kwargs)]
     if numerator is divisor:
@@ -121,4 +134,4 @@ def softmax(
 ) -> Any:
     """Run a softmax, which hands relevance down by its gradient."""
     operation.treatment = "softmax by its gradient"
-    return gates.marked(mode.mixing(operation, func, args, kwargs), gates.Gate.SOFTMAX)
+    return gates.marked(mode.mixing(operation, func, args, kwargs), Gate.SOFTMAX)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_lrp_stab import activations, gates, operations, ties
 from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.gates import Gate
 from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.sites import Operation, current_site
 from captum_lrp_stab.treatments.arguments import first, others, rest
@@ -153,5 +154,6 @@ def activation(
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run a function whose values are gates, and which has no rule where they are not."""
-    kind = operation.operands.of_product([first(args, kwargs)])
+    weights = operation.operands.gate(first(args, kwargs)) is Gate.SOFTMAX
+    kind = Gate.SOFTMAX if weights else Gate.FACTOR
     return gates.marked(unknown(mode, operation, func, args, kwargs), kind)
