@@ -47,6 +47,15 @@ class _PlainRule(ZeroRule):
         return op.vjp(c, x, op.weight)
 
 
+def _writable(t: Tensor) -> Tensor:
+    """Return what was made under no_grad so that it may be written to where it may without.
+
+    Torch refuses to write to any view that was made there. It is right to where the view is one
+    of a parameter; a function such as ``repeat_interleave`` gives a view of what it has made.
+    """
+    return t.detach() if t._is_view() and not isinstance(t._base, nn.Parameter) else t
+
+
 class Interception(TorchFunctionMode, ABC):
     """Let each operation of a forward pass have its treatment, and list them all.
 
@@ -192,10 +201,11 @@ class Interception(TorchFunctionMode, ABC):
         """Run an operation that nothing of the input takes part in."""
         if func in describe.BUILDERS:
             self._served.add(self.places.current)
-        # without a graph, so that what parameters alone make is not taken for data
-        if given and all(isinstance(t, nn.Parameter) for t in given):
-            with torch.no_grad():
-                return func(*args, **kwargs)
+        target = operations.written(func, args, kwargs)
+        writes_to_parameter = target is not None and target.requires_grad  # torch's to refuse
+        if given and not writes_to_parameter and all(isinstance(t, nn.Parameter) for t in given):
+            with torch.no_grad():  # no graph: less to keep, less to search
+                return operations.mapped(_writable, func(*args, **kwargs))
         return func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
 
     def _operation(self, func: Any, args: Any) -> Operation:
