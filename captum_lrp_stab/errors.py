@@ -73,5 +73,9 @@ class InputWarning(LRPWarning):
     """The input lies outside the bounds a rule was given."""
 
 
+class FallbackWarning(LRPWarning):
+    """Relevance passes operations under their plain gradient (``fallbacks="warn"``)."""
+
+
 class NonFiniteRelevanceWarning(LRPWarning):
     """The relevance contains NaN or Inf (``nonfinite="warn"``)."""

@@ -11,8 +11,11 @@ from captum.attr._utils.attribution import GradientAttribution
 from torch import nn
 
 from captum_lrp_stab import checks, derived, segments
+from captum_lrp_stab import fallbacks as plain_gradients
 from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
+    FallbackWarning,
+    InputError,
     ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
@@ -33,6 +36,7 @@ from captum_lrp_stab.translation import Rules, rule_set_of
 from captum_lrp_stab.uncompiled import uncompiled
 
 NonFinite = Literal["warn", "raise", "ignore"]
+Fallbacks = Literal["warn", "ignore"]
 
 
 class Explainer:
@@ -49,6 +53,7 @@ class Explainer:
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
+        fallbacks: Fallbacks = "warn",
         optimize: bool = True,
         cache_bytes: int | None = None,
         checkpoint: Iterable[str] = (),
@@ -58,13 +63,17 @@ class Explainer:
                 f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}"
             )
         if nonfinite not in ("warn", "raise", "ignore"):
-            raise ValueError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
+            raise InputError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
+        if fallbacks not in ("warn", "ignore"):
+            raise InputError(f"fallbacks is {fallbacks!r}; give 'warn' or 'ignore'")
         GradientAttribution.__init__(self, model)  # Captum's LRP.__init__ checks less than rules_on
         self.model = model
         self.attention = attention
         self.merge_batch_norm = merge_batch_norm
         self.strict = strict
         self.nonfinite = nonfinite
+        self.fallbacks = fallbacks
+        self._warned: set[str] = set()  # fallbacks that have been warned of
         self.optimize = optimize
         if cache_bytes is None:
             size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -94,7 +103,7 @@ class Explainer:
         probes: tuple[Probe, ...] = (),
         verbose: bool = False,
     ) -> list[Propagation]:
-        """Propagate from each target under each set of rules; say so where it is not finite.
+        """Propagate from each target under each set of rules; warn of what one should know.
 
         Args:
             inputs: A tensor ``(N, ...)`` or a tuple of them.
@@ -122,11 +131,23 @@ class Explainer:
         if verbose:
             for operation in (o for o in found[0].operations if o.rule is not None):
                 print(f"Applied {operation.rule} on layer {operation.name}")
+        if self.fallbacks != "ignore":
+            self._warn_of_fallbacks(found)
         turns = ((rule_set, target) for rule_set in chosen for target in targets)
         for (rule_set, target), done in zip(turns, found, strict=True):
             if self.nonfinite != "ignore" and not done.is_finite:
                 self._report(inputs, target, additional_forward_args, rule_set, done)
         return found
+
+    def _warn_of_fallbacks(self, found: Iterable[Propagation]) -> None:
+        """Warn of operations that relevance passes under their plain gradient, once of each."""
+        passes = {id(done.operations): done.operations for done in found}  # which targets share
+        all_of_them = [text for one in passes.values() for text in plain_gradients.of(one)]
+        new = [text for text in dict.fromkeys(all_of_them) if text not in self._warned]
+        if new:
+            self._warned.update(new)
+            message = plain_gradients.warning(new)
+            warnings.warn(message, FallbackWarning, stacklevel=_level_outside())
 
     def _report(
         self, inputs: Any, target: Any, extra: Any, rule_set: RuleSet, done: Propagation

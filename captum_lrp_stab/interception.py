@@ -34,7 +34,7 @@ from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.rules import ZeroRule
-from captum_lrp_stab.sites import Operation, Site, count_readers, link
+from captum_lrp_stab.sites import Operation, Site, count_readers, hidden_fallbacks, link
 
 Call = Callable[[], Tensor]
 
@@ -234,9 +234,9 @@ class Interception(TorchFunctionMode, ABC):
         self._count += 1
         return self.on_result(operation, out, result)
 
-    def adopt(self, other: Interception, made: list[Operation]) -> None:
+    def adopt(self, other: Interception) -> None:
         """List the operations of a part of the pass that ran under another form."""
-        self.operations += made
+        self.operations += other.operations
         self._served |= other._served
 
     def take_turn(self, variant: int) -> None:
@@ -253,14 +253,15 @@ class Interception(TorchFunctionMode, ABC):
             output: What the model returned.
             whole: Look at every operation, not at fallbacks alone, and at what each reads.
         """
-        in_question = [o for o in self.operations if whole or o.fallback or o.is_merged]
-        reached = set(operations.graph(output)) if in_question else set()
-        for operation in in_question:
-            if operation.nodes is not None:
+        reached = dict.fromkeys(operations.graph(output))
+        ran = self.operations
+        for operation in ran:
+            in_question = whole or operation.fallback or operation.is_merged
+            if in_question and operation.nodes is not None:
                 found = any(node in reached for node in operation.nodes)
                 operation.reached = found or operation.is_absorbed
-        ran = self.operations
         self.operations = [o for o in ran if o.reached or not o.is_merged]
+        self.operations += hidden_fallbacks(reached)
         if whole:
             link(self.operations)
         for operation in ran:  # also of those left out: their nodes would keep the pass alive

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_lrp_stab.batching import joined, pieces
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.explainer import Explainer, NonFinite
+from captum_lrp_stab.explainer import Explainer, Fallbacks, NonFinite
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import Attention, RuleSet
@@ -52,6 +52,9 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             gradient.
         nonfinite: What to do when NaN or Inf arises: ``"warn"``, ``"raise"`` or ``"ignore"``. The
             message names the first layer it arose in.
+        fallbacks: What to do where relevance passes an operation under its plain gradient, because
+            no LRP rule is known for it (an LSTM, an exponential, a custom autograd function):
+            ``"warn"``, once of each, or ``"ignore"``.
         optimize: Compute what can be left out or put together in fewer steps, which gives the same
             up to rounding; False works out every layer by its rule's formula, to compare with.
         cache_bytes: How much is kept from call to call, on a CPU, of what a few parameters make,
@@ -67,6 +70,7 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             ``checkpoint``.
         RuleMapError: ``rules`` does not fit the model.
         RuleError: ``attention`` is none of the two, or ``module.rule`` no propagation rule.
+        InputError: ``nonfinite`` or ``fallbacks`` is none of those listed.
 
     Source: Bach et al. 2015; Montavon et al. 2019, ch. 10; Arras et al. 2017 for gates; Ali et al.
     2022 for normalisation and CP-LRP; Achtibat et al. 2024 for AttnLRP.
@@ -238,6 +242,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         merge_batch_norm: bool = True,
         strict: bool = False,
         nonfinite: NonFinite = "warn",
+        fallbacks: Fallbacks = "warn",
         optimize: bool = True,
         cache_bytes: int | None = None,
     ) -> None:
@@ -248,6 +253,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             merge_batch_norm=merge_batch_norm,
             strict=strict,
             nonfinite=nonfinite,
+            fallbacks=fallbacks,
             optimize=optimize,
             cache_bytes=cache_bytes,
         )

@@ -177,12 +177,12 @@ def made(tensor: Tensor) -> bool:
     return tensor.requires_grad and not tensor.is_leaf
 
 
-def custom_functions(output: Any) -> Iterator[type[torch.autograd.Function]]:
-    """Yield the custom autograd functions between the inputs and ``output``, this package's aside.
+def custom_functions(nodes: Iterable[Any]) -> Iterator[type[torch.autograd.Function]]:
+    """Yield the custom autograd functions among the nodes of a graph, this package's aside.
 
     They are no torch functions, so that only the finished graph shows them.
     """
-    for node in graph(output):
+    for node in nodes:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             function: type[torch.autograd.Function] = node._forward_cls  # type: ignore[attr-defined]
             ours = function.__module__.startswith(f"{__package__}.")

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from captum_lrp_stab import fallbacks
 from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.propagation import operations_of, refuse
+from captum_lrp_stab.propagation import operations_of
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.translation import Rules, rule_set_of
@@ -56,7 +57,7 @@ class Plan:
 
     def refuse_fallbacks(self) -> None:
         """Raise FallbackError if there are any, as :class:`LRP` does with ``strict=True``."""
-        refuse([f"{row.name} ({row.type}: {row.fallback})" for row in self.fallbacks])
+        fallbacks.refuse([f"{row.name} ({row.type}: {row.fallback})" for row in self.fallbacks])
 
     def to_json(self) -> str:
         """Return the rows as a JSON list of objects."""

@@ -16,15 +16,15 @@ from captum._utils.common import (
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import checks, operations
+from captum_lrp_stab import checks, fallbacks, operations
 from captum_lrp_stab.derived import Derived
-from captum_lrp_stab.errors import FallbackError, InputError, ModelError
+from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation, hidden_fallbacks
+from captum_lrp_stab.sites import Operation
 
 
 @dataclass
@@ -152,8 +152,7 @@ def propagate_many(
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if strict:
-            fallbacks = mode.operations + hidden_fallbacks(output)
-            refuse([o.describe_fallback() for o in fallbacks if o.fallback and o.reached])
+            fallbacks.refuse(fallbacks.of(mode.operations))
         for turn, (variant, target) in enumerate(turns, 1):
             mode.take_turn(variant)
             score = score_of(output, target)
@@ -219,8 +218,8 @@ def operations_of(
     checks.check_inputs(xs)
     mode = GradientForm(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
-        output = _forward(mode, model, xs, additional_forward_args, whole=True)
-    return mode.operations + hidden_fallbacks(output)
+        _forward(mode, model, xs, additional_forward_args, whole=True)
+    return mode.operations
 
 
 _CHECKPOINT = (
@@ -302,16 +301,6 @@ def _usable(value: Tensor) -> Tensor:
     With a graph of the caller's it would be taken for data that relevance flows to.
     """
     return value.clone() if value.is_inference() else value.detach()
-
-
-def refuse(fallbacks: Sequence[str]) -> None:
-    """Raise FallbackError, naming the first few, unless there are none."""
-    if fallbacks:
-        more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
-        raise FallbackError(
-            f"{len(fallbacks)} operations would get their plain gradient: "
-            f"{', '.join(fallbacks[:5])}{more}; leave out strict=True to allow it"
-        )
 
 
 def score_of(output: Any, target: Any) -> Tensor:

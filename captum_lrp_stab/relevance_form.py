@@ -55,23 +55,6 @@ class RelevanceForm(GradientForm):
         """Return what is carried."""
         return carried
 
-    def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
-        """Run the backward pass and return the relevance of each input.
-
-        Args:
-            score: The target's output, shape ``(N,)``.
-            is_last: Whether no other backward pass follows.
-
-        Raises:
-            ModelError: A custom autograd function takes part, or no input does.
-        """
-        for function in operations.custom_functions(score):
-            raise ModelError(
-                f"the custom autograd function {function.__name__} has no rule in relevance form: "
-                "its gradient, passed on as relevance, would be wrong; use the gradient form"
-            )
-        return super().relevances(score, is_last)
-
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note which operations relevance reaches.
 

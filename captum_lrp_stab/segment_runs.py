@@ -14,7 +14,7 @@ from captum_lrp_stab import marks, operations, ties
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped, tensors_in
-from captum_lrp_stab.sites import Site, current_site, hidden_fallbacks, is_mergeable
+from captum_lrp_stab.sites import Site, current_site, is_mergeable
 
 if TYPE_CHECKING:
     from captum_lrp_stab.segments import SegmentedForm
@@ -118,14 +118,13 @@ class Use:
         if results:
             self._check(results)
         form.settle(tuple(results))
-        made_here = form.operations + hidden_fallbacks(tuple(results))
-        outer.adopt(form, made_here)
+        outer.adopt(form)
         if not results:  # also where the forward pass has ended with an error
             self._end()
             return output
         self._values = list(map(_Values, results))
-        given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self.inputs)
-        for operation in made_here:
+        given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self._read(results))
+        for operation in form.operations:
             if operation.reached:  # from the outputs; whether these are, the whole graph says
                 operation.nodes = (given[0].grad_fn,)
         places = {id(t): new for t, new in zip(results, given, strict=True)}
@@ -137,6 +136,13 @@ class Use:
         outer.note_shared(self.name, given, [memory[_memory(t)] > 1 for t in results])
         self._end()
         return mapped(lambda t: places.get(id(t), t), output)
+
+    def _read(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Return the inputs, those without a graph that no relevance comes to, such as a gate."""
+        nodes = operations.graph(tuple(results))
+        variables = {id(getattr(node, "variable", None)) for node in nodes}  # of AccumulateGrad
+        pairs = zip(self.inputs, self.form.leaves, strict=True)
+        return [x if id(leaf) in variables else x.detach() for x, leaf in pairs]
 
     def again(self, inputs: tuple[Tensor, ...], upstream: Sequence[Tensor | None]) -> Any:
         """Run the segment again and return the coefficients of its inputs."""

@@ -79,11 +79,11 @@ def link(operations: Sequence[Operation]) -> None:
         operation.reads = tuple(found)
 
 
-def hidden_fallbacks(output: Any) -> list[Operation]:
-    """Return the custom autograd functions of a pass, which get the backward they bring."""
+def hidden_fallbacks(nodes: Iterable[Any]) -> list[Operation]:
+    """Return the custom autograd functions in a graph, which get the backward they bring."""
     return [
         Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
-        for function in custom_functions(output)
+        for function in custom_functions(nodes)
     ]
 
 

@@ -31,12 +31,12 @@ def stretch_of(planned: Iterable[Operation], sites: Iterable[Site]) -> Stretch |
         return None
     below: set[int] = set()
     for site in deep:
-        for function in operations.custom_functions(site.x):
+        nodes = set(operations.graph(site.x))
+        for function in operations.custom_functions(nodes):
             raise RuleError(
                 f"{_why(site)}, where the custom autograd function {function.__name__} has none; "
                 "move the rule to a layer below it, or take a proportional one such as EpsilonRule"
             )
-        nodes = set(operations.graph(site.x))
         for operation in planned:
             if operation.nodes is None or not any(node in nodes for node in operation.nodes):
                 continue

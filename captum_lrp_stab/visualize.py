@@ -219,7 +219,8 @@ def rules_by_stabilizers(
     pixels.check_fit(pixels.picture_of(picture, chosen.sample), first[0], "")
     found: dict[str, dict[str, Any]] = {}
     for name, some in rules.items():
-        (relevances,) = LRP(model, some).attribute_many(
+        explainer = LRP(model, some, fallbacks="ignore" if found else "warn")  # once is enough
+        (relevances,) = explainer.attribute_many(
             inputs, [target], additional_forward_args, stabilizers=list(stabilizers.values())
         )
         found[name] = dict(zip(stabilizers, relevances, strict=True))

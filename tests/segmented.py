@@ -63,7 +63,8 @@ def relevance(
     target: Any = 1,
     **options: Any,
 ) -> Any:
-    """Return an attribution with segments."""
+    """Return an attribution with segments, of which plain gradients are a part like any other."""
+    options = {"fallbacks": "ignore", **options}
     explainer = LRP(model, rules or presets.epsilon(), checkpoint=checkpoint, **options)
     return explainer.attribute(x, target, extra)
 

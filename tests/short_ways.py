@@ -63,6 +63,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def both(model: nn.Module, rules: Any, x: Any, target: Any = 1, **options: Any) -> tuple[Any, Any]:
     """What LRP gives with its short ways, and without them."""
+    options = {"fallbacks": "ignore", **options}
     short = LRP(model, rules, **options).attribute(x, target)
     return short, LRP(model, rules, optimize=False, cache_bytes=0, **options).attribute(x, target)
 
@@ -79,7 +80,7 @@ def assert_layers_agree(model: nn.Module, rules: Any, x: Tensor, names: list[str
     """Assert the same of what comes in and goes out of each layer, and that looking is harmless."""
     for at_input in (False, True):
         found = [
-            LayerLRP(model, names, rules, optimize=optimize).attribute(
+            LayerLRP(model, names, rules, fallbacks="ignore", optimize=optimize).attribute(
                 x, 1, attribute_to_layer_input=at_input
             )
             for optimize in (True, False)

@@ -130,7 +130,7 @@ def test_parameters_count_as_constants() -> None:
         (lambda z: F.layer_norm(z, (8,), z[0]), "its scale or its shift depend on the input"),
         (lambda z: z.clamp(1, 2), "clamp"),
         (lambda z: torch.add(z, z, out=torch.empty(0, dtype=z.dtype)), "out"),
-        (networks.Doubled.apply, "custom autograd function Doubled"),
+        (networks.Doubled.apply, "operation 'Doubled'"),
     ],
     ids=["sigmoid", "quotient", "layer norm", "clamp", "out", "custom"],
 )

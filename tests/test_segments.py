@@ -171,6 +171,11 @@ def test_strict_lets_pass_what_relevance_does_not_reach() -> None:
     part = Part(lambda part, x: torch.sigmoid(torch.erfc(part.layer(x))))
     model = build(lambda: Around(part, lambda m, x: m.head(m.seg(m.pre(x)) * m.pre(x))))
     assert_as_without(model, strict=True, runs=0)
+    gated = Part(lambda part, x, gate: part.layer(x).tanh() * gate)
+    model = build(
+        lambda: Around(gated, lambda m, x: m.head(m.seg(m.pre(x), m.pre(x).exp().sigmoid())))
+    )
+    assert_as_without(model, strict=True, fallbacks="warn")
 
 
 def test_nonfinite_names_a_layer_inside() -> None:

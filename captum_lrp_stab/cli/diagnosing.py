@@ -177,7 +177,7 @@ def _show(console: Console, findings: "report.Findings") -> None:
     console.print()
     shown = [[row[i] for i in places] for row in rows]
     common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == origin, unbroken=True)
-    console.print(f"\n[bold]{found.verdict}[/bold]")
+    console.print(f"\n{found.headline()}", markup=False, style="bold")
     lines = [found.explanation(), *(f"The neuron sees {part}." for part in found.sees)]
     lines += [f"warning: {warning}" for warning in found.warnings]
     if findings.advice is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_lrp_stab import checks, forms
+from captum_lrp_stab import checks, fallbacks, forms
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.diagnosis import stock
 from captum_lrp_stab.diagnosis.causes import cause_of
@@ -119,6 +119,7 @@ def diagnose(
         if origin is None
         else _is_better_in_float64(subject, look, threshold, verdict != "not finite"),
         tuple(dict.fromkeys(said)),
+        tuple(dict.fromkeys(fallbacks.of(seen.done.operations))) if form != stock.NAME else (),
         seen.done.relevances,
         seen.done.score,
     )

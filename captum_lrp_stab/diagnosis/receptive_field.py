@@ -167,7 +167,7 @@ class _Following(Interception):
                 f"use {self._use} of operation '{self._layer}': the pass ran it {self._uses} "
                 f"times; the operations it ran are {ran}"
             )
-        for function in operations.custom_functions(self._neuron):
+        for function in operations.custom_functions(operations.graph(self._neuron)):
             raise ModelError(
                 f"the custom autograd function {function.__name__} does not tell what its result "
                 "depends on; write it in torch functions"

@@ -119,11 +119,10 @@ def of(findings: Findings) -> Document:
         *([] if findings.sweep is None else [_sweep(findings.sweep)]),
         *_notes(diagnosis),
     ]
-    verdict = f"{diagnosis.verdict}: {diagnosis.explanation()}"
     versions = f"captum-lrp-stab {__version__}, captum {captum.__version__}, torch"
     return Document(
         "Diagnosis of relevance",
-        verdict,
+        diagnosis.conclusion(),
         _TONES[diagnosis.verdict],
         tuple(sections),
         f"{versions} {torch.__version__}",

@@ -10,6 +10,7 @@ from captum_lrp_stab.diagnosis.ledger import Ledger
 from captum_lrp_stab.diagnosis.locating import Origin, Trouble, Verdict
 from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
+from captum_lrp_stab.fallbacks import counted
 from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
 
 _NOTHING = 1e-6
@@ -24,8 +25,10 @@ class Diagnosis:
     ``origin`` is the first place where that starts, ``cause`` why and what to do about it; ``sees``
     says which part of each input the neuron there depends on. ``layers`` has a record of every use
     of every layer and operation that relevance passes, in order of execution, and ``ledger`` their
-    sum. ``dtype_is_cause`` says whether the same attribution is stable in float64, or at least
-    finite where it is not here: None where that was not tried. Printing shows a table.
+    sum. ``fallbacks`` are the operations that relevance passes under their plain gradient, because
+    no LRP rule is known for them. ``dtype_is_cause`` says whether the same attribution is stable in
+    float64, or at least finite where it is not here: None where that was not tried. Printing shows
+    a table.
     """
 
     verdict: Verdict
@@ -39,6 +42,7 @@ class Diagnosis:
     receptive_field: tuple[Box | None, ...]  # of the neuron at the origin, in each input
     dtype_is_cause: bool | None
     warnings: tuple[str, ...]
+    fallbacks: tuple[str, ...]
     relevances: tuple[Tensor, ...] = field(repr=False)
     score: Tensor = field(repr=False)
 
@@ -48,8 +52,24 @@ class Diagnosis:
         pairs = zip(self.receptive_field, self.relevances, strict=False)
         return tuple("nothing" if b is None else b.describe(R.shape[1:]) for b, R in pairs)
 
+    def headline(self) -> str:
+        """Return the verdict, and what it does not say: that relevance follows no rule somewhere.
+
+        A plain gradient may well be stable.
+        """
+        if not self.fallbacks:
+            return self.verdict
+        joined = "but" if self.verdict == "stable" else "and"
+        return f"{self.verdict}, {joined} relevance passes {counted(self.fallbacks)}"
+
+    def conclusion(self) -> str:
+        """Return the headline and the explanation."""
+        if not self.fallbacks:
+            return f"{self.verdict}: {self.explanation()}"
+        return f"{self.headline()}. {_sentence(self.explanation())}"
+
     def explanation(self) -> str:
-        """Return the verdict in a sentence or two."""
+        """Return why the verdict is what it is, in a sentence or two."""
         if self.origin is None:
             text = (
                 f"no layer amplifies relevance more than {self.threshold:g} times; from the score "
@@ -135,7 +155,7 @@ class Diagnosis:
     def __str__(self) -> str:
         """Return the verdict, the ledger and a table of the layers."""
         header, rows = self.table()
-        lines = [f"{self.verdict}: {self.explanation()}"]
+        lines = [self.conclusion()]
         lines += [f"it sees {sees}" for sees in self.sees]
         return "\n".join([*lines, "", to_text(header, rows, WORDS)])
 
