@@ -32,6 +32,10 @@ class AttachedRules(AbstractContextManager["AttachedRules"]):
             vars(module).pop("rule", None)
             module.__class__ = made
 
+    def __repr__(self) -> str:
+        """Return the rule of each layer."""
+        return f"AttachedRules({self.rules})"
+
     def restore(self) -> None:
         """Put every module back as it was; a second call does nothing.
 

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -82,6 +83,25 @@ class Explainer:
         self._store = derived.Derived(cache_bytes)
         rule_set = rule_set_of(model, rules, **self._options())
         self._rule_set = None if rules is None else rule_set
+
+    def __repr__(self) -> str:
+        """Return the model's class, how many layers have which rule, and the options."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self._shown().items())
+        return f"{type(self).__name__}({type(self.model).__name__}, rules={self._rules()}, {given})"
+
+    def _rules(self) -> str:
+        if self._rule_set is None:
+            return "None"  # those of the modules, whatever they are by then
+        counts = Counter(repr(rule) for rule in self._rule_set.named.values())
+        rules = [f"{count} x {rule}" for rule, count in counts.items()]
+        if self._rule_set.by_type is not None:
+            rules.append("functional layers by type")
+        return f"[{', '.join(rules)}]"
+
+    def _shown(self) -> dict[str, Any]:
+        """Return what stands in the text form after model and rules."""
+        names = ("attention", "merge_batch_norm", "strict", "nonfinite", "fallbacks")
+        return {name: getattr(self, name) for name in names}
 
     def _options(self) -> dict[str, Any]:
         return {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}

@@ -46,7 +46,8 @@ class ZBoxRule(Rule):
         stabilizer: StabilizerLike = 1e-6,
     ) -> None:
         super().__init__(stabilizer)
-        self.low, self.high = low, high
+        # without a graph of the caller's, with which a tensor cannot be copied
+        self.low, self.high = (b.detach() if isinstance(b, Tensor) else b for b in (low, high))
         bounds = []
         for name, bound in (("low", low), ("high", high)):
             try:

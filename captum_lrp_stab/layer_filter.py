@@ -81,6 +81,11 @@ class LayerFilter:
         self._ran = None if inputs is None else layers_of(model, inputs, additional_forward_args)
         self.set_target_types(target_types)
 
+    def __repr__(self) -> str:
+        """Return the model's class and the types that are selected."""
+        names = ", ".join(kind.__name__ for kind in self.target_types)
+        return f"LayerFilter({type(self.model).__name__}, target_types=({names},))"
+
     def set_target_types(self, types_: TypeTuple | None) -> None:
         """Select modules of these types from now on.
 

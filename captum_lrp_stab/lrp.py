@@ -260,6 +260,12 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         LayerAttribution.__init__(self, model, layer)
         self._names()
 
+    def _shown(self) -> dict[str, Any]:
+        known = {id(module): name for name, module in self.model.named_modules()}
+        several = isinstance(self.layer, (list, tuple))
+        layers = [known.get(id(one), one) for one in (self.layer if several else [self.layer])]
+        return {"layer": layers if several else layers[0], **super()._shown()}
+
     def _names(self) -> list[str]:
         """Return the names of ``layer``, which Captum's TCAV sets after construction."""
         several = isinstance(self.layer, (list, tuple))

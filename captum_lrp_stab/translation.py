@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,22 +50,20 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
         name_map: Entries = rules.build(
             layers_of(model)
         )  # empty where every layer is a functional call
-        options = {"by_type": _fresh(rules.by_type)} | options
+        options = {"by_type": partial(_new_rule, rules.by_type)} | options
     else:
         name_map = rules(model) if callable(rules) else rules
     return RuleSet(_translated(model, mapping.build_rules(model, name_map)), **options)
 
 
-def _fresh(
+def _new_rule(
     choose: Callable[[type[nn.Module], bool], Choice | None],
-) -> Callable[[type[nn.Module], bool], Rule | None]:
-    """Return a function that makes a new rule of a preset's choice in each call."""
-
-    def make(kind: type[nn.Module], reads_input: bool) -> Rule | None:
-        choice = choose(kind, reads_input)
-        return None if choice is None else choice[0](**choice[1])
-
-    return make
+    kind: type[nn.Module],
+    reads_input: bool,
+) -> Rule | None:
+    """Return a new rule of a preset's choice, in each call another."""
+    choice = choose(kind, reads_input)
+    return None if choice is None else choice[0](**choice[1])
 
 
 def rules_on(model: nn.Module) -> dict[str, Rule]:
