@@ -266,12 +266,13 @@ class Scale(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Affine):
-    """The sum of several inputs, stacked along dimension 0 of x, each with the weight 1."""
+    """A weighted sum of several terms, stacked along dimension 0 of x and of the weights."""
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the weighted sum over dimension 0."""
-        return (x * weight).sum(0)
+        z = (x * weight).sum(0)
+        return z if bias is None else z + bias
 
     def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return ``grad`` for every input."""
-        return grad.expand(x.shape) * weight
+        """Return ``grad`` times the weight for every term."""
+        return (grad * weight).to(x.dtype)

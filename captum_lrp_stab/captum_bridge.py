@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
@@ -211,17 +210,16 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
             RuleError: The layer computes no affine map this rule could serve.
         """
         x = inputs[0].detach()
-        if isinstance(module, Addition_Module):
-            x = torch.stack([t.detach().expand_as(z) for t in inputs])
-            op: Affine | None = Sum(torch.ones((), dtype=x.dtype, device=x.device), None)
-        else:
-            op = describe.of_module(module, x)
+        op = describe.of_module(module, x)
+        if op is None and len(inputs) > 1:
+            op, x = _addition(inputs, z)
         if op is None:
             raise RuleError(
                 f"{self.describe_place(module)}: the rule serves linear layers, convolutions, "
-                "average pools and batch norm; give this layer PassRule() or no rule"
+                "average pools, batch norm, and modules that add their inputs; give this layer "
+                "PassRule() or no rule, or use captum_lrp_stab.LRP"
             )
-        unknown = type(module).forward not in _KNOWN_FORWARDS
+        unknown = type(module).forward not in _KNOWN_FORWARDS and not isinstance(op, Sum)
         if unknown or isinstance(module, types.ConvolutionTranspose):  # it may have an output_size
             with torch.no_grad():
                 own = op.apply(x, op.weight, op.bias)
@@ -266,6 +264,20 @@ class RoutingRule(Rule):
         return backward
 
 
+def _addition(inputs: tuple[Tensor, ...], z: Tensor) -> tuple[Affine | None, Tensor]:
+    """Return the sum of several inputs as a map, and its input; None if ``z`` is not their sum."""
+    if any(t.dim() > z.dim() or t.dtype != z.dtype for t in inputs):
+        return None, z
+    sizes = [(t.shape[-k], z.shape[-k]) for t in inputs for k in range(1, t.dim() + 1)]
+    if any(size not in (1, whole) for size, whole in sizes):
+        return None, z
+    x = torch.stack([t.detach().expand_as(z) for t in inputs])
+    rounding = 4 * torch.finfo(z.dtype).eps * x.abs().sum(0)
+    is_sum = bool(((x.sum(0) - z).abs() <= rounding).all())
+    weight = torch.ones(len(x), *(1,) * z.dim(), dtype=x.dtype, device=x.device)
+    return Sum(weight, None) if is_sum else None, x
+
+
 def _tensors(inputs: Any) -> tuple[Tensor, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
@@ -276,4 +288,4 @@ def _device(inputs: Any) -> torch.device:
 
 _KNOWN_FORWARDS = {
     cls.forward for cls in vars(nn).values() if isinstance(cls, type) and issubclass(cls, nn.Module)
-} | {nn.modules.batchnorm._BatchNorm.forward, Addition_Module.forward}
+} | {nn.modules.batchnorm._BatchNorm.forward}

@@ -85,10 +85,6 @@ class GradientForm(Interception):
         """Return the relevance of a tensor, given what the backward pass carries for it."""
         return times(value, carried, self._scale)
 
-    def carries_relevance(self, t: Tensor) -> bool:
-        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
-        return False
-
     def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
 

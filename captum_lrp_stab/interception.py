@@ -14,37 +14,27 @@ subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-import captum_lrp_stab.types as types
-from captum_lrp_stab import describe, marks, operations, signs, surrogates, ties, treatments
+from captum_lrp_stab import marks, operations, signs, surrogates, ties, treatments
 from captum_lrp_stab.affine import Affine, Scale
+from captum_lrp_stab.assignment import Assignment
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.derived import Derived
-from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gates import Operands
 from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.rules import ZeroRule
 from captum_lrp_stab.sites import Operation, Site, count_readers, hidden_fallbacks, link
 
 Call = Callable[[], Tensor]
-
-
-class _PlainRule(ZeroRule):
-    """LRP-0 by the layer's own gradient, as where there is no rule; for one variant of several."""
-
-    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
-        """Return the vector-Jacobian product of the layer itself."""
-        return op.vjp(c, x, op.weight)
 
 
 def _writable(t: Tensor) -> Tensor:
@@ -68,17 +58,16 @@ class Interception(TorchFunctionMode, ABC):
         super().__init__()
         self.rule_sets = rule_sets
         self.turn = Turn()
-        self._named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
         self.optimize = True  # take the short ways, where there are some
         self.store: Derived | None = None  # keeps what is made of parameters
         self.has_several = False  # backward passes
         self.places = Places(model)
+        self.assignment = Assignment(self.places, rule_sets)
         self.operations: list[Operation] = []
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
         self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
         self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
-        self._served: set[str] = set()  # layers whose rule met an operation it can serve
 
     @property
     def rule_set(self) -> RuleSet:
@@ -127,6 +116,18 @@ class Interception(TorchFunctionMode, ABC):
         """Run an operation that moves values, and relevance with them."""
         return func(*args, **kwargs)
 
+    def carries_relevance(self, t: Tensor) -> bool:
+        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+        return False
+
+    def reads_relevance(self, operation: Operation) -> bool:
+        """Return whether an operation hands down relevance, not coefficients."""
+        return False
+
+    def gathered(self, x: Tensor, operands: Iterable[Tensor]) -> Tensor:
+        """Return ``x``, which holds copies of what an operation reads."""
+        return x
+
     def reads_input(self, x: Tensor) -> bool:
         """Return whether ``x`` is an input of the model as it is, or only moved."""
         return False
@@ -167,13 +168,13 @@ class Interception(TorchFunctionMode, ABC):
         written_out = self._written_out(func)
         if written_out is not None:
             return self._run_inside(func, written_out, args, kwargs)
-        operation = self._operation(func, args)
+        operation, served = self.assignment.operation(func, args, kwargs, self.depends_on_input)
         operation.ordinals = frozenset([self._count])
         nonnegative = signs.gives_nonnegative(func, args, kwargs)
         args, kwargs = self.on_operands(operation, func, args, kwargs)
         operands = Operands([t for t in tensors_in(args, kwargs) if self.depends_on_input(t)])
         operation.operands = operands
-        treatment = treatments.of(func) or treatments.unknown
+        treatment = treatments.of(func, served) or treatments.unknown
         out = treatment(self, operation, func, args, kwargs)
         operation.operands = Operands()
         operands.keep_bases()
@@ -199,23 +200,13 @@ class Interception(TorchFunctionMode, ABC):
 
     def _constant(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> Any:
         """Run an operation that nothing of the input takes part in."""
-        if func in describe.BUILDERS:
-            self._served.add(self.places.current)
+        self.assignment.constant(func)
         target = operations.written(func, args, kwargs)
         writes_to_parameter = target is not None and target.requires_grad  # torch's to refuse
         if given and not writes_to_parameter and all(isinstance(t, nn.Parameter) for t in given):
             with torch.no_grad():  # no graph: less to keep, less to search
                 return operations.mapped(_writable, func(*args, **kwargs))
         return func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
-
-    def _operation(self, func: Any, args: Any) -> Operation:
-        module = self.places.module
-        if func is F.linear and isinstance(module, nn.MultiheadAttention):
-            own = module.out_proj  # it uses the parameters of this layer without calling it
-            if args[1:2] and args[1] is own.weight:
-                return Operation(f"{self.places.current}.out_proj".lstrip("."), type(own).__name__)
-        has_rule = func in describe.BUILDERS and self.places.current in self._named
-        return Operation(*self.places.of(func, has_rule))
 
     def _recorded(self, operation: Operation, out: Any, result: Any, given: list[Tensor]) -> Any:
         """List an operation whose result depends on the input; return what takes its place."""
@@ -234,10 +225,15 @@ class Interception(TorchFunctionMode, ABC):
         self._count += 1
         return self.on_result(operation, out, result)
 
+    def restart(self) -> None:
+        """Forget a pass, but what the rules of modules serve, before another one."""
+        self.operations, self._count = [], 0
+        self._from_inputs.clear()
+        self.assignment.restart()
+
     def adopt(self, other: Interception) -> None:
         """List the operations of a part of the pass that ran under another form."""
         self.operations += other.operations
-        self._served |= other._served
 
     def take_turn(self, variant: int) -> None:
         """Let the backward pass that follows be that of another set of rules."""
@@ -284,19 +280,8 @@ class Interception(TorchFunctionMode, ABC):
         return False
 
     def rules_of(self, name: str, func: Any, x: Tensor) -> tuple[Rule, ...]:
-        """Return the rules of a layer called ``name`` that calls ``func`` on ``x``.
-
-        One for each variant; none if none has a rule for it.
-        """
-        self._served.add(name)
-        module = self.places.modules.get(name)
-        kind = operations.canonical_name(func)
-        layer = (types.of_function(kind) if module is None else type(module)) or nn.Module
-        reads = self.reads_input(x)
-        rules = [rule_set.rule_of(name, layer, reads) for rule_set in self.rule_sets]
-        if all(rule is None for rule in rules):
-            return ()
-        return tuple(_PlainRule() if rule is None else rule for rule in rules)
+        """Return the rules of a layer called ``name`` that calls ``func`` on ``x``."""
+        return self.assignment.of_layer(name, func, self.reads_input(x))
 
     def site(
         self,
@@ -324,6 +309,7 @@ class Interception(TorchFunctionMode, ABC):
             scale,
             nonnegative=signs.is_nonnegative(x),
             turn=self.turn,
+            run=self.places.run,
             store=self.store,
             memo=Memo(rules, self.turn) if several else None,
         )
@@ -338,7 +324,7 @@ class Interception(TorchFunctionMode, ABC):
 
     def on_merge(self, site: Site, call: Call) -> Tensor:
         """Return the output of a layer that its batch norm has been merged with."""
-        self._served.add(site.operation.batch_norm)
+        self.assignment.served.add(site.operation.batch_norm)
         return self.serve(site, call)
 
     # refusals ------------------------------------------------------------------------------------
@@ -368,23 +354,4 @@ class Interception(TorchFunctionMode, ABC):
             raise ModelError(
                 f"operation '{name}' writes over a value of the model under torch.no_grad(), so "
                 "that its backward pass is another function's; remove no_grad(), or write to a copy"
-            )
-
-    def refuse_unserved(self) -> None:
-        """Raise RuleError if a rule met no operation it serves."""
-        for name in sorted(self._named.keys() - self._served):
-            rule, module = self._named[name], self.places.modules.get(name)
-            if module is None:
-                ran = ", ".join(o.name for o in self.operations if o.rule is not None)
-                raise RuleError(
-                    f"{type(rule).__name__} on '{name}': the pass ran no layer of this name; those "
-                    f"it ran are {ran or 'none'} (captum_lrp_stab.plan lists them)"
-                )
-            passing = isinstance(module, types.Activation + types.Dropout)  # served as they are
-            if name not in self.places.entered or passing:
-                continue
-            raise RuleError(
-                f"{type(rule).__name__} on layer '{name}' ({type(module).__name__}): the layer ran "
-                "no linear operation, average pool or batch norm of its own that the rule could "
-                "serve; leave the layer out of the name_map"
             )

@@ -12,7 +12,7 @@ pass, in gradient form, looks for it (``stretch``), and a second one follows.
 Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,14 @@ class MixedForm(GradientForm):
                 "whose rule is not proportional to its input; make that operation out of place"
             )
         return marks.get(t, "relevance") is not None
+
+    def reads_relevance(self, operation: Operation) -> bool:
+        """Return whether an operation hands down relevance, not coefficients."""
+        return not operation.ordinals.isdisjoint(self._stretch.below | self._stretch.direct)
+
+    def gathered(self, x: Tensor, operands: Iterable[Tensor]) -> Tensor:
+        """Return ``x``, marked if it carries relevance as what it is made of does."""
+        return _marked(x) if all(map(self.carries_relevance, operands)) else x
 
     def carrier_of(self, site: Site) -> None:
         """Return None: relevance goes to the layer's input itself."""

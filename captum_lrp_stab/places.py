@@ -84,16 +84,26 @@ class Places:
         running: nn.Module = self.modules[self.current]
         return running
 
+    @property
+    def run(self) -> object:
+        """What tells the run of this module from every other one in the pass."""
+        return self._frames[-1][1]
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the module that is running contains no other."""
+        return self.current in self._leaves
+
     def of(self, func: Callable[..., Any], has_rule: bool = False) -> tuple[str, str]:
         """Return the name and kind of an operation.
 
         Args:
             func: The torch function that is called.
-            has_rule: Whether the module that is running has a rule, for all it computes.
+            has_rule: Whether the module that is running has a rule, which serves the function.
         """
         current, counts = self._frames[-1]
         module = self.modules[current]
-        if current in self._leaves and (has_rule or _is_own(module, func)):
+        if self.is_leaf and (has_rule or _is_own(module, func)):
             return current, type(module).__name__
         kind = operations.canonical_name(func)
         while True:

@@ -149,7 +149,9 @@ def propagate_many(
             return _one_by_one(*arguments, targets, rule_sets, options)
         if mode.stretch is not None:  # known now, and not before
             del output  # and its graph, before there is another
+            known = mode.assignment.serving
             mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
+            mode.assignment.serving = known
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if strict:
             fallbacks.refuse(fallbacks.of(mode.operations))
@@ -263,10 +265,6 @@ def _run(
     store: Derived | None,
 ) -> Any:
     mode.optimize, mode.store, mode.has_several = optimize, store, turns > 1
-    for probe in probes:
-        probe.restart()
-    if observer is not None:
-        observer.restart()
     return _forward(mode, *arguments, probes, observer)
 
 
@@ -281,18 +279,38 @@ def _forward(
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
     extra = operations.mapped(_usable, tuple(extra))
+    output = _followed(mode, model, inputs, extra, probes, observer)
+    if mode.assignment.is_late:  # what the rules of modules serve is known now, and not before
+        del output
+        mode.restart()
+        output = _followed(mode, model, inputs, extra, probes, observer)
+    mode.assignment.refuse_unserved(mode.operations)
+    mode.settle(output, whole)
+    return output
+
+
+def _followed(
+    mode: GradientForm,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    probes: tuple[Probe, ...],
+    observer: Observer | None,
+) -> Any:
+    """Return what the model does, each operation of it under the mode."""
+    for probe in probes:
+        probe.restart()
+    if observer is not None:
+        observer.restart()
     stand_ins = mode.prepare(inputs, probes, observer)
     try:
         watch = mode.places.watch(mode.on_input, mode.on_output)
         with watch, torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
-            output = model(*stand_ins, *extra)
+            return model(*stand_ins, *extra)
     except RuntimeError as error:
         if str(error) == _CHECKPOINT:
             raise ModelError(_CHECKPOINT) from error
         raise
-    mode.refuse_unserved()
-    mode.settle(output, whole)
-    return output
 
 
 def _usable(value: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class RuleSet:
         attention: ``"attnlrp"`` propagates through the softmax by its gradient and halves products
             (Achtibat et al. 2024); ``"cp"`` holds the attention weights constant (Ali et al. 2022).
         merge_batch_norm: Treat a batch norm that follows a linear layer as one layer with it.
+        on_modules: The rules are those set on the modules, not of a name_map.
 
     Raises:
         RuleError: ``attention`` is none of the two.
@@ -37,10 +38,16 @@ class RuleSet:
     by_type: Callable[[type[nn.Module], bool], Rule | None] | None = None
     attention: Attention = "attnlrp"
     merge_batch_norm: bool = True
+    on_modules: bool = False
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTION:
             raise RuleError(f"attention is {self.attention!r}; give 'attnlrp' or 'cp'")
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a rule that does not fit its layer, for error messages."""
+        return "delete its rule" if self.on_modules else "leave the layer out of the name_map"
 
     def changed(self, change: Callable[[Rule], Rule]) -> "RuleSet":
         """Return the set with every rule changed."""

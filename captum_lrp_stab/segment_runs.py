@@ -147,6 +147,7 @@ class Use:
     def again(self, inputs: tuple[Tensor, ...], upstream: Sequence[Tensor | None]) -> Any:
         """Run the segment again and return the coefficients of its inputs."""
         form = Inside(self.outer, self.name)
+        form.assignment.serving = self.outer.assignment.serving
         module = form.places.modules[self.name]
 
         def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:

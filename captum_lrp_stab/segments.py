@@ -43,6 +43,12 @@ class SegmentedForm(GradientForm):
             return self._running.form.__torch_function__(func, types, args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)
 
+    def restart(self) -> None:
+        """Forget a pass."""
+        super().restart()
+        self._missing = set(self._names)
+        self._shared.clear()
+
     def on_input(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Begin a segment."""
         if self._running is not None and name == self._running.name:
@@ -57,7 +63,8 @@ class SegmentedForm(GradientForm):
                 return args, kwargs  # nothing of the input takes part in it
             self._missing.discard(name)
             form = Inside(self, name)
-            form.places = self.places  # whose hooks are those of the pass
+            # whose hooks are those of the pass
+            form.places, form.assignment = self.places, self.assignment
             given = use.begin(form, use.inputs)
         self._running = use
         return given

@@ -109,6 +109,7 @@ class Site:
     _op: Affine | None = None
     readers: int = 0  # operations that read the output
     reads_input: bool = False  # whether x is an input of the model as it is, or only moved
+    run: object = None  # the one of a module that it is part of
 
     @property
     def name(self) -> str:

@@ -45,7 +45,7 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
     """
     checks.check_kind(model)  # before the names of the layers, which a scripted model hides
     if rules is None:
-        return RuleSet(rules_on(model), **options)
+        return RuleSet(rules_on(model), on_modules=True, **options)
     if isinstance(rules, Preset):
         name_map: Entries = rules.build(
             layers_of(model)
@@ -100,15 +100,17 @@ def _translated(model: nn.Module, rules: dict[str, PropagationRule]) -> dict[str
 
 
 def translate(rule: PropagationRule, name: str, module: nn.Module) -> Rule:
-    """Return ``rule`` itself, or for one of Captum's (or of a user's on Captum's base) an equal.
+    """Return ``rule`` with its layer's name, or for one on Captum's base class an equal.
 
     Raises:
         RuleError: The rule overrides Captum's hooks, so that its formula is unknown.
     """
-    if isinstance(rule, Rule):
-        return rule
     translated: Rule
-    if type(rule) is captum_rules.EpsilonRule:
+    if isinstance(rule, Rule):
+        if rule.layer == name:
+            return rule
+        translated = copy.copy(rule)  # the one that is set on the module is the user's
+    elif type(rule) is captum_rules.EpsilonRule:
         translated = EpsilonRule(epsilon=float(rule.STABILITY_FACTOR))
     elif type(rule) is captum_rules.IdentityRule:
         translated = PassRule()

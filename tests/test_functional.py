@@ -157,7 +157,7 @@ def test_names_that_no_layer_has(pair) -> None:
         LRP(functional, [(["body.conv2d_0"], GammaRule, {})])
     explainer = LRP(functional, [(["conv2d_3"], GammaRule, {})])
     with pytest.raises(
-        RuleError, match=r"'conv2d_3': the pass ran no layer of this name; .*conv2d"
+        RuleError, match=r"'conv2d_3': the pass ran no layer or sum of this name; .*conv2d"
     ):
         explainer.attribute(X, target=0)
     message = "'conv2d_0' is a functional call, and stock Captum only sees modules"

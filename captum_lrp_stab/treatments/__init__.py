@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from captum_lrp_stab import activations, describe, gates, operations, surrogates, ties
 from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.sums import Serving
 from captum_lrp_stab.treatments import layers, products, values
+from captum_lrp_stab.treatments.ruled_sums import ruled_sum
 
 if TYPE_CHECKING:
     from captum_lrp_stab.interception import Interception
@@ -28,8 +30,15 @@ MOVING: tuple[Treatment, ...] = (values.moving, values.max_pool, values.dropout,
 """Treatments of operations that move values, and relevance with them."""
 
 
-def of(func: Function) -> Treatment | None:
-    """Return the treatment of a torch function, or None if nothing is known about it."""
+def of(func: Function, served: Serving = Serving.NOTHING) -> Treatment | None:
+    """Return the treatment of a torch function, or None if nothing is known about it.
+
+    Args:
+        func: The function.
+        served: As what a rule that is set on it by name serves it.
+    """
+    if Serving.NOTHING < served < Serving.LAYERS:
+        return ruled_sum
     return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
 
 

@@ -1,0 +1,151 @@
+"""Which rule an operation of a pass gets, and the name by which it gets it.
+
+A rule is set on a layer: a module of one operation, or a functional call by its name. Set on a
+module of the user's own it serves the layers that the module runs; if there are none, its sums; and
+if it neither weighs nor adds anything, what it joins. What a module runs is known only when it has
+run, so that a pass in which a rule served sums before the module's first layer is run again.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import captum_lrp_stab.types as types
+from captum_lrp_stab import describe, operations, sums
+from captum_lrp_stab.affine import Affine
+from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.places import Places
+from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.rules import ZeroRule
+from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.sums import Serving
+
+Rules = tuple[Rule, ...]
+"""One for each variant of a pass; empty where none has a rule."""
+
+
+class PlainRule(ZeroRule):
+    """LRP-0 by the layer's own gradient, as where there is no rule; for one variant of several."""
+
+    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the vector-Jacobian product of the layer itself."""
+        return op.vjp(c, x, op.weight)
+
+
+class Assignment:
+    """The rules of one pass.
+
+    Args:
+        places: Where the pass is.
+        rule_sets: One for each variant.
+    """
+
+    def __init__(self, places: Places, rule_sets: Sequence[RuleSet]) -> None:
+        self.named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
+        self.serving: dict[str, Serving] = {}  # what each module with a rule is known to run
+        self.is_late = False  # whether more has come to be known than an operation had before
+        self.served: set[str] = set()  # layers whose rule met an operation it can serve
+        self._places, self._rule_sets = places, rule_sets
+
+    def operation(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
+    ) -> tuple[Operation, Serving]:
+        """Return the record of an operation, and as what its rule serves it, if it has one."""
+        module, current = self._places.module, self._places.current
+        if func is F.linear and isinstance(module, nn.MultiheadAttention):
+            own = module.out_proj  # it uses the parameters of this layer without calling it
+            if args[1:2] and args[1] is own.weight:
+                name = f"{current}.out_proj".lstrip(".")
+                return Operation(name, type(own).__name__), Serving.LAYERS
+        as_what = Serving.NOTHING
+        if current in self.named and self._places.is_leaf:
+            as_what = _as_what(func, args, kwargs, is_data)
+        operation = Operation(*self._places.of(func, self._is_served(current, as_what)))
+        if operation.name == current:
+            return operation, as_what
+        has_rule = operation.name in self.named  # as a functional layer
+        return operation, _as_what(func, args, kwargs, is_data) if has_rule else Serving.NOTHING
+
+    def _is_served(self, name: str, as_what: Serving) -> bool:
+        """Return whether the rule of a module serves what it runs now."""
+        known = self.serving.get(name, Serving.NOTHING)
+        if as_what > known:
+            self.is_late |= known > Serving.NOTHING
+            self.serving[name] = as_what
+        return bool(as_what) and as_what >= known
+
+    def constant(self, func: Callable[..., Any]) -> None:
+        """Note that a layer runs on constants, where its rule has nothing to do."""
+        if func in describe.BUILDERS or operations.canonical_name(func) in sums.NAMES:
+            self.served.add(self._places.current)
+
+    def of_layer(self, name: str, func: Callable[..., Any], reads_input: bool) -> Rules:
+        """Return the rules of a layer; none if no variant has one for it.
+
+        Args:
+            name: The layer's name.
+            func: The function it calls.
+            reads_input: Whether it reads an input of the model as it is.
+        """
+        self.served.add(name)
+        module = self._places.modules.get(name)
+        kind = operations.canonical_name(func)
+        layer = (types.of_function(kind) if module is None else type(module)) or nn.Module
+        return _each([one.rule_of(name, layer, reads_input) for one in self._rule_sets])
+
+    def of_sum(self, name: str) -> Rules:
+        """Return the rules that are set on a sum, or on the module that runs it."""
+        self.served.add(name)
+        return _each([one.named.get(name) for one in self._rule_sets])
+
+    def restart(self) -> None:
+        """Forget a pass, but what the rules of modules serve."""
+        self.is_late = False
+        self.served.clear()
+
+    def refuse_unserved(self, ran: Sequence[Operation]) -> None:
+        """Raise RuleError if a rule met no operation it serves.
+
+        Args:
+            ran: The operations of the pass.
+        """
+        for name in sorted(self.named.keys() - self.served):
+            rule, module = self.named[name], self._places.modules.get(name)
+            kind = next((o.kind for o in ran if o.name == name), None)
+            if module is None and kind is not None:
+                raise RuleError(
+                    f"{type(rule).__name__} on '{name}': this {kind} is neither a layer with "
+                    "weights nor a sum, and takes no rule; leave it out of the name_map"
+                )
+            if module is None:
+                layers = ", ".join(o.name for o in ran if o.rule is not None)
+                raise RuleError(
+                    f"{type(rule).__name__} on '{name}': the pass ran no layer or sum of this "
+                    f"name; the layers it ran are {layers or 'none'} (captum_lrp_stab.plan lists "
+                    "them all)"
+                )
+            passing = isinstance(module, types.Activation + types.Dropout)  # served as they are
+            if name not in self._places.entered or passing:
+                continue
+            raise RuleError(
+                f"{type(rule).__name__} on layer '{name}' ({type(module).__name__}): the layer ran "
+                "no linear operation, average pool, batch norm or sum of its own that the rule "
+                f"could serve; {self._rule_sets[0].remedy}"
+            )
+
+
+def _each(rules: Sequence[Rule | None]) -> Rules:
+    if all(rule is None for rule in rules):
+        return ()
+    return tuple(PlainRule() if rule is None else rule for rule in rules)
+
+
+def _as_what(
+    func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
+) -> Serving:
+    if func in describe.BUILDERS:
+        return Serving.LAYERS
+    return sums.serving(func, args, kwargs, is_data)

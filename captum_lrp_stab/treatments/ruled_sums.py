@@ -1,0 +1,88 @@
+"""Sums with a rule, which is set on them by name or on the module that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_lrp_stab import gates, marks, operations, sums
+from captum_lrp_stab.affine import Sum
+from captum_lrp_stab.sites import Operation, Site, current_site
+from captum_lrp_stab.sums import Bias, Serving, Terms
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.interception import Interception
+
+Function = Callable[..., Any]
+
+
+def ruled_sum(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a sum under its rule."""
+    operands = operation.operands
+    inherited = operands.inherited(func, args, kwargs)
+    target = operations.written(func, args, kwargs)
+    plain = operations.out_of_place(func)
+
+    def call() -> Any:
+        return plain(*args, **kwargs)
+
+    if sums.serving(func, args, kwargs, operands.has) is Serving.JOINED:
+        joined = call()
+        terms, bias = [sums.joined(joined)], None
+        sources = [t for t in operations.tensors_in(args, kwargs) if operands.has(t)]
+        call = joined.detach().clone
+    else:
+        terms, bias = sums.of_call(func, args, kwargs, operands.has)
+        terms, bias = _flattened(mode, operation, terms, bias)
+        sources = [t.source for t in terms]
+    op, x = sums.affine(terms, bias)
+    x = mode.gathered(x, sources)
+    out = mode.serve(mode.site(operation, op, mode.assignment.of_sum(operation.name), x), call)
+    gates.note_shift(out, func, args, kwargs)
+    gates.marked(out, inherited)
+    return out if target is None else _written(target, out)
+
+
+def _flattened(
+    mode: Interception, operation: Operation, terms: list[Terms], bias: Bias
+) -> tuple[list[Terms], Bias]:
+    """Return the terms of a sum with those of the sums among them, which one module has added.
+
+    ``x + y + z`` is one sum of three terms for the rule of the module.
+    """
+    flat: list[Terms] = []
+    for term in terms:
+        inner = current_site(term.source)
+        if inner is None or not _is_part(mode, operation, term, inner):
+            flat.append(term)
+            continue
+        assert isinstance(inner.affine, Sum)
+        inner.operation.is_merged = True
+        operation.ordinals |= inner.operation.ordinals
+        parts, constant = sums.scaled(inner.affine, inner.x, term)
+        flat.append(parts)
+        if constant is not None:
+            bias = constant if bias is None else bias + constant
+    return flat, bias
+
+
+def _is_part(mode: Interception, operation: Operation, term: Terms, inner: Site) -> bool:
+    """Return whether an operand is a sum of the same run of a module, and has its rule."""
+    one = inner.run is mode.places.run and inner.operation.name == operation.name
+    alike = mode.carries_relevance(inner.x) == mode.reads_relevance(operation)
+    return one and alike and isinstance(inner.affine, Sum) and len(term.x) == 1
+
+
+def _written(target: Tensor, out: Tensor) -> Tensor:
+    """Write a result over what the operation writes to."""
+    site = current_site(target)
+    if site is not None:
+        site.keep_copy(target)
+    if not target._is_view():
+        target.detach_()  # what it was is reached through ``out``, or not at all
+    marks.carry(out, target.copy_(out))
+    return target
