@@ -59,9 +59,12 @@ LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
 
 
 def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
-    """Return ``c y / z`` with ``c slope`` where ``z`` is 0, shaped like ``z``."""
-    if not is_dense(z) or {c.dtype, y.dtype} != {z.dtype}:
-        return c * torch.where(z == 0, torch.full_like(z, slope), y / z)
+    """Return ``c y / z`` with ``c slope`` where ``z`` is 0, shaped like ``z``.
+
+    Of complex numbers the factor is conjugated, as in every gradient.
+    """
+    if not is_dense(z) or {c.dtype, y.dtype} != {z.dtype} or z.is_complex():
+        return c * torch.where(z == 0, torch.full_like(z, slope), y / z).conj()
     out = torch.empty_like(z)
     for c_, z_, y_, o in blocks(like(c, z), z, like(y, z), out):
         zero = torch.eq(z_, 0, out=torch.empty_like(z_))  # 1 where z is 0

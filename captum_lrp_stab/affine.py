@@ -86,8 +86,8 @@ class Dense(Affine):
         return F.linear(x, weight, bias)
 
     def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return ``grad @ weight``."""
-        return grad.to(weight.dtype).matmul(weight).to(x.dtype)
+        """Return ``grad @ weight``, of which a gradient takes the conjugate."""
+        return grad.to(weight.dtype).matmul(weight.conj()).to(x.dtype)
 
     def scaled(self, scale: Tensor, shift: Tensor) -> "Dense":
         """Return the map followed by ``z * scale + shift`` per output feature."""

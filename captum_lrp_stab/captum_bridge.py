@@ -20,6 +20,7 @@ import captum_lrp_stab.stabilizers as stabilizers
 import captum_lrp_stab.types as types
 from captum_lrp_stab import describe, kernel
 from captum_lrp_stab.affine import Affine, Sum
+from captum_lrp_stab.complex_values import join, on_pairs, split
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Division, Group, Sent
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -230,6 +231,8 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
                     "unknown; use captum_lrp_stab.LRP, which follows the operations themselves"
                 )
         described = op
+        if op.weight.is_complex() and not isinstance(op, Sum):
+            return self._backward_of_pairs(op, x, z)
 
         def backward(R: Tensor) -> tuple[Tensor, ...]:
             result = self.relevance(described, x, z, R)
@@ -238,6 +241,11 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
             return (result,)
 
         return backward
+
+    def _backward_of_pairs(self, op: Affine, x: Tensor, z: Tensor) -> Backward:
+        """Return the same for a layer with complex weights, by the real map it is on pairs."""
+        real, inputs, outputs = on_pairs(op), split(x, op), split(z, op)
+        return lambda R: (join(self.relevance(real, inputs, outputs, split(R, op)), op),)
 
     def describe_place(self, module: nn.Module) -> str:
         """Return the rule and the layer in words, for error messages."""

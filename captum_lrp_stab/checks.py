@@ -117,7 +117,8 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
 def check_parameters(model: nn.Module) -> None:
     """Raise ModelError naming the first parameter or buffer with NaN or Inf, if there is one."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if torch.is_floating_point(tensor) and not bool(torch.isfinite(tensor).all()):
+        numbers = tensor.is_floating_point() or tensor.is_complex()
+        if numbers and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
                 f"parameter or buffer '{name}' has {bad} non-finite values; repair or reload the "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from captum_lrp_stab import activations, kernel, lean, operations
 from captum_lrp_stab.blocks import Buffer
+from captum_lrp_stab.complex_values import as_real, like, total
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.kernel import Division
@@ -29,11 +30,18 @@ from captum_lrp_stab.treatments.arguments import first, rest
 
 
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
-    """Return the relevance ``x * c / scale``, 0 where either is 0."""
-    R = x * c if scale == 1 else (x.float() * c.float() / scale).to(x.dtype)
-    if bool(R.sum().isfinite()):  # then 0 times anything is 0 already
-        return R
-    return R.masked_fill_((x == 0) | (c == 0), 0)
+    """Return the relevance ``x * c / scale``, 0 where either is 0; part by part of complex ones."""
+    x_, c_ = as_real(x), as_real(c)
+    R = x_ * c_ if scale == 1 else (x_.float() * c_.float() / scale).to(x_.dtype)
+    if not bool(R.sum().isfinite()):  # else 0 times anything is 0 already
+        R.masked_fill_((x_ == 0) | (c_ == 0), 0)
+    return like(R, x)
+
+
+def divided(R: Tensor, x: Tensor) -> Tensor:
+    """Return the coefficient ``R / x``, where 0/0 is 0; part by part of complex ones."""
+    x_ = as_real(x)
+    return like((as_real(R) / x_).masked_fill(x_ == 0, 0), x)
 
 
 _MOVES = frozenset(
@@ -83,7 +91,7 @@ class GradientForm(Interception):
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return the relevance of a tensor, given what the backward pass carries for it."""
-        return times(value, carried, self._scale)
+        return total(times(value, carried, self._scale))
 
     def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
@@ -313,7 +321,7 @@ class GradientForm(Interception):
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
         """Return the relevance of a value, given what the backward pass hands it."""
-        return carried / self._scale if as_it_is else self.relevance_of(value, carried)
+        return total(carried / self._scale) if as_it_is else self.relevance_of(value, carried)
 
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""

@@ -306,8 +306,8 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             A tensor shaped like the layer's output (or input), or a list of these for several
             layers; and the delta, or list of deltas, if asked for. Where a layer gives several
             tensors (a tuple, nested or not, or a dict), or takes several, a tuple with the
-            relevance of each, in order: 0 for a part that gets none. A layer used more than once
-            gets the sum over its uses.
+            relevance of each, in order: 0 for a part that gets none. Complex values have real
+            relevance, that of both parts. A layer used more than once gets the sum over its uses.
 
         Raises:
             ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.

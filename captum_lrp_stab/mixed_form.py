@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from captum_lrp_stab import marks, operations, treatments
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.gradient_form import GradientForm, times
+from captum_lrp_stab.gradient_form import GradientForm, divided, times
 from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Division
-from captum_lrp_stab.relevance_form import observed_relevance
+from captum_lrp_stab.relevance_form import observed_relevance, passing
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site
 from captum_lrp_stab.stretch import Stretch
@@ -146,7 +146,7 @@ class MixedForm(GradientForm):
             return super().activation(z, slope, g)
         with torch.no_grad():
             y = g(z)
-        return Step.apply(lambda R: (R,), y, z)  # type: ignore[no-any-return]
+        return Step.apply(passing(z.detach(), y, slope), y, z)  # type: ignore[no-any-return]
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a ReLU or one of its kin, in the stretch with relevance passing as it is."""
@@ -184,6 +184,4 @@ def _from_coefficient(t: Tensor) -> Tensor:
 def _to_coefficient(t: Tensor) -> Tensor:
     """Return a copy of ``t`` that turns the relevance it is handed into a coefficient."""
     value = t.detach().clone()
-    return Step.apply(  # type: ignore[no-any-return]
-        lambda R: ((R / value).masked_fill(value == 0, 0),), value, t
-    )
+    return Step.apply(lambda R: (divided(R, value),), value, t)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_lrp_stab import kernel
 from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.complex_values import as_real
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.interception import Call
@@ -35,7 +36,9 @@ class ModifiedForward(GradientForm):
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return ``value * gradient``."""
-        return value * carried
+        return (
+            (as_real(value) * as_real(carried)).sum(-1) if value.is_complex() else value * carried
+        )
 
     def carrier_of(self, site: Site) -> Tensor:
         """Return what collects the relevance of an input beside it.

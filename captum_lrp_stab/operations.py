@@ -16,8 +16,10 @@ from torch import Tensor
 
 MOVING = frozenset(
     """
-    H T alias as_strided atleast_1d atleast_2d atleast_3d bfloat16 block_diag broadcast_tensors
-    broadcast_to channel_shuffle chunk clone column_stack concat concatenate constant_pad_nd
+    H T adjoint alias as_strided atleast_1d atleast_2d atleast_3d bfloat16 block_diag
+    broadcast_tensors broadcast_to channel_shuffle chunk clone column_stack concat concatenate
+    constant_pad_nd complex fft_fftshift fft_ifftshift imag real resolve_conj resolve_neg
+    view_as_complex view_as_real
     contiguous copy cpu cuda detach diag diag_embed diagonal double dropout dropout1d dropout2d
     dropout3d dsplit dstack expand expand_as feature_dropout feature_alpha_dropout alpha_dropout
     flatten flip fliplr flipud float gather getitem half hsplit hstack index_copy index_fill
@@ -43,14 +45,17 @@ SELECTING = frozenset(
 MIXING = frozenset(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d avg_pool3d
-    batch_norm complex conj conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    cumsum diff fold index_add index_put interpolate linear mean nansum neg negative rsub
-    scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest fft_fft fft_fft2
-    fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft fft_irfft2
-    fft_irfftn view_as_complex view_as_real real imag
+    batch_norm conj conj_physical conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d cumsum diff fold index_add index_put interpolate linear mean nansum neg
+    negative rsub scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest
+    fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
+    fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn
     """.split()
 )
 """Operations that are linear in all their inputs together: LRP-0."""
+
+CONJUGATING = frozenset("H adjoint mH".split())
+"""Transpositions of real tensors, which conjugate complex ones too: LRP-0 for these."""
 
 HOMOGENEOUS = frozenset("abs absolute matrix_norm norm std vector_norm".split())
 """Operations with f(a x) = a f(x) for a > 0: by Euler, gradient x input is conserved."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import marks
+from captum_lrp_stab.complex_values import real_dtype
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.operations import made, mapped, tensors_in
 
@@ -33,7 +34,9 @@ class Probe:
         self.was_tuple = was_tuple
         new = values[len(self.relevances) :]
         self.relevances.extend([None] * len(new))
-        self._makes += [partial(torch.zeros, v.shape, dtype=v.dtype, device=v.device) for v in new]
+        self._makes += [
+            partial(torch.zeros, v.shape, dtype=real_dtype(v), device=v.device) for v in new
+        ]
         return 0
 
     def restart(self) -> None:

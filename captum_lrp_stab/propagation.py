@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab import checks, fallbacks, operations
+from captum_lrp_stab.complex_values import real_dtype
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
@@ -247,8 +248,8 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
 
 def coarsest_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.dtype:
     """Return the coarsest dtype of the inputs, the floating parameters and an active autocast."""
-    parameters = (p for p in model.parameters() if p.is_floating_point())
-    dtypes = {t.dtype for t in (*inputs, *parameters)}
+    parameters = (p for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    dtypes = {real_dtype(t) for t in (*inputs, *parameters)}
     device = inputs[0].device.type
     if torch.is_autocast_enabled(device) and dtypes != {torch.float64}:  # which it leaves alone
         dtypes.add(torch.get_autocast_dtype(device))
@@ -334,6 +335,11 @@ def score_of(output: Any, target: Any) -> Tensor:
             "the model so that it returns the tensor to explain"
         )
     shape = tuple(output.shape)
+    if output.is_complex():
+        raise ModelError(
+            f"the model returns complex numbers ({output.dtype}), and a score is real; wrap the "
+            "model so that it returns their abs(), real or imag"
+        )
     try:
         score: Tensor = _select_targets(output, operations.mapped(_usable, target))
     except (AssertionError, IndexError, RuntimeError, TypeError) as error:

@@ -3,8 +3,9 @@ r"""LRP in relevance form: the backward pass carries relevance, as in Captum and
 Operations that mix values hand down :math:`R_{in} = x \odot J^T (R / s(z))`, by their rule or,
 without one, as LRP-0 (+, mean, batch norm on its own, ...); operations that move or select values
 hand down what they moved; activations pass relevance unchanged. The division is not protected: a
-denominator of 0 gives NaN, which is what this form is for. An operation of no known kind is an
-error, because its gradient, taken for relevance, would be wrong without a word.
+denominator of 0 gives NaN, which is what this form is for; but a part of a complex number that is 0
+without relevance, as where a real one became complex, has none to divide. An operation of no known
+kind is an error, because its gradient, taken for relevance, would be wrong without a word.
 
 Source: Bach et al. 2015.
 """
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.stabilizers as stabilizers
-from captum_lrp_stab import kernel, operations
-from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab import activations, kernel, operations
+from captum_lrp_stab.captum_bridge import Backward, Step
+from captum_lrp_stab.complex_values import as_real, like, total
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.gradient_form import GradientForm, divided, times
 from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage, as_it_is
@@ -53,7 +55,7 @@ class RelevanceForm(GradientForm):
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return what is carried."""
-        return carried
+        return total(carried)
 
     def settle(self, output: Any, whole: bool = False) -> None:
         """Note which operations relevance reaches.
@@ -86,7 +88,7 @@ class RelevanceForm(GradientForm):
         """Return ``g(z)``; relevance passes unchanged."""
         with torch.no_grad():
             y = g(z)
-        return Step.apply(_unchanged, y, z)  # type: ignore[no-any-return]
+        return Step.apply(passing(z.detach(), y, slope), y, z)  # type: ignore[no-any-return]
 
     def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return the output of an operation without a rule: ``x * VJP(R / s(z))`` for each x."""
@@ -94,18 +96,21 @@ class RelevanceForm(GradientForm):
             self._refuse(operation, "it writes to 'out'")
         given = operations.tensors_in(args, kwargs)
         inputs = {id(t): t for t in given if self.depends_on_input(t)}
-        points = {key: t.detach().clone().requires_grad_() for key, t in inputs.items()}
+        values = {key: t.detach().clone() for key, t in inputs.items()}
 
         def stand_in(t: Tensor) -> Tensor:
-            return points[id(t)] if id(t) in points else t.detach()
+            return values[id(t)] if id(t) in values else t.detach()
 
         # not the arguments themselves: where one is written to it would hold its own graph
         standing = operations.mapped(stand_in, args), operations.mapped(stand_in, kwargs)
+        points = {id(v): as_real(v).detach().requires_grad_() for v in values.values()}
         plain = operations.out_of_place(func)
 
         def run(others: Mapping[int, Tensor]) -> Tensor:
+            """Return the result with others in the place of the points."""
+
             def change(t: Tensor) -> Tensor:
-                return others.get(id(t), t)
+                return like(others[id(t)], t) if id(t) in others else t
 
             with torch.enable_grad():
                 result: Tensor = plain(
@@ -114,20 +119,26 @@ class RelevanceForm(GradientForm):
                 )
             return result
 
-        z = run({})
+        result = run(points)
+        z, result = as_real(result), result.detach()
         graph = operations.graph(z)
         taking = {id(node.variable) for node in graph if hasattr(node, "variable")}
         # without those that a surrogate holds constant
-        inputs = {key: t for key, t in inputs.items() if id(points[key]) in taking}
-        xs = tuple(points[key] for key in inputs)
+        places = {key: points[id(value)] for key, value in values.items()}
+        inputs = {key: t for key, t in inputs.items() if id(places[key]) in taking}
+        xs = tuple(places[key] for key in inputs)
+        kinds = tuple(values[key] for key in inputs)
 
         def magnitude() -> Tensor:
-            nothing = {id(x): torch.zeros_like(x) for x in points.values()}
-            each = [run(nothing | {id(x): x.detach().abs()}).abs() for x in points.values()]
-            return torch.stack(each).sum(0)
+            nothing = {key: torch.zeros_like(x) for key, x in points.items()}
+            each = (run(nothing | {key: x.detach().abs()}) for key, x in points.items())
+            return torch.stack([as_real(one).abs() for one in each]).sum(0)
 
         def backward(R: Tensor) -> tuple[Tensor, ...]:
             s = stabilizers.apply(self.stabilizer, z.detach(), magnitude)
+            R = as_real(R)
+            if result.is_complex():  # a part that is 0 whatever the input, as of a real number
+                s = s.masked_fill((R == 0) & (s == 0), 1)
             message = R / s
             gradients = torch.autograd.grad(z, xs, message)
             results = tuple(x.detach() * g for x, g in zip(xs, gradients, strict=True))
@@ -146,9 +157,9 @@ class RelevanceForm(GradientForm):
                         magnitude=magnitude,
                     )
                 )
-            return results
+            return tuple(like(r, kind) for r, kind in zip(results, kinds, strict=True))
 
-        out = Step.apply(backward, z.detach(), *inputs.values())
+        out = Step.apply(backward, result, *inputs.values())
         return out if plain is func else args[0].copy_(out)
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -179,5 +190,16 @@ def observed_relevance(
     return result
 
 
-def _unchanged(R: Tensor) -> tuple[Tensor]:
-    return (R,)
+def passing(z: Tensor, y: Tensor, slope: float) -> Backward:
+    """Return the function from the relevance of an activation's value to that of its input.
+
+    It passes unchanged; how a complex number's is divided between its parts follows from theirs.
+
+    Args:
+        z: The input.
+        y: The value.
+        slope: At 0.
+    """
+    if not z.is_complex():
+        return lambda R: (R,)
+    return lambda R: (times(z, activations.scaled(divided(R, y), z, y, slope)),)

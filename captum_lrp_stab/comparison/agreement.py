@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.complex_values import as_real
+
 TOP = 0.01
 """The share of pixels whose overlap is counted."""
 
@@ -65,7 +67,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
         ... )
         (0.267, 1.0, 1.0, 7.0, 6.0)
     """
-    ours, reference = [t.detach().double() for t in ours], [t.detach().double() for t in reference]
+    ours, reference = _wide(ours), _wide(reference)
     bad, reference_bad = (sum(int((~t.isfinite()).sum()) for t in s) for s in (ours, reference))
     total, reference_total = (_finite(sum(float(t.sum()) for t in s)) for s in (ours, reference))
     counts = total, reference_total, bad, reference_bad
@@ -87,7 +89,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
 
 def relative_difference(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float | None:
     """Return ``relative_l2`` of :func:`agreement` alone."""
-    ours, reference = [t.detach().double() for t in ours], [t.detach().double() for t in reference]
+    ours, reference = _wide(ours), _wide(reference)
     if not all(bool(t.isfinite().all()) for t in (*ours, *reference)):
         return None
     samples = _samples(ours)
@@ -108,6 +110,11 @@ def tolerance(dtype: torch.dtype, depth: int) -> float:
     """
     unit = torch.finfo(dtype).eps / 2
     return float(unit ** (2 / 3) * math.sqrt(max(depth, 10) / 10))
+
+
+def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors in float64, complex ones as pairs."""
+    return [as_real(t.detach()).double() for t in tensors]
 
 
 def _samples(tensors: Sequence[Tensor]) -> int:

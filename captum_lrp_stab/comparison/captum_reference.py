@@ -19,6 +19,7 @@ from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
 from captum_lrp_stab.comparison.reference import TINY, Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.complex_values import has_complex_weights, total
 from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import score_of
@@ -109,8 +110,8 @@ class CaptumReference(Reference):
             (rule.relevance_input, seen.inputs),
         ):
             for R in place.values():
-                tensors = list(R) if isinstance(R, list) else [R]
-                uses[name] = [Use([None] * len(tensors), tensors)]
+                tensors = R if isinstance(R, list) else [R]
+                uses[name] = [Use([None] * len(tensors), [total(r) for r in tensors])]
 
     def rules(
         self, model: nn.Module, operations: Sequence[Operation]
@@ -121,6 +122,8 @@ class CaptumReference(Reference):
         for name, module in leaf_modules(model):
             if name in ours:
                 own = captums_own(ours[name]) if self.own_rules else None
+                if has_complex_weights(module):  # Captum's rules look at the sign of numbers
+                    own = None
                 found[name] = copy.copy(ours[name]) if own is None else own
             elif type(module) in SUPPORTED_NON_LINEAR_LAYERS and self.own_rules:
                 continue

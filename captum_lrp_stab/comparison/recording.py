@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from captum_lrp_stab.complex_values import total
 from captum_lrp_stab.operations import mapped, tensors_in
 from captum_lrp_stab.probes import Probe
 
@@ -210,7 +211,7 @@ class Watch:
 def _note(uses: Uses, position: int, t: Tensor) -> None:
     def hook(R: Tensor | None) -> None:
         if R is not None:  # else of a part that nothing reads, where others are read
-            uses.note(position, R.detach())
+            uses.note(position, total(R.detach()))
 
     t.register_hook(hook)  # type: ignore[no-untyped-call]
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Uses
+from captum_lrp_stab.complex_values import convert
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped
@@ -119,8 +121,9 @@ class Subject:
             ModelError: The model cannot be copied.
         """
 
-        def convert(t: Tensor) -> Tensor:
-            return t.detach().clone().to(dtype if t.is_floating_point() else None)
+        def converted(t: Tensor) -> Tensor:
+            copied = t.detach().clone()
+            return copied if dtype is None else convert(copied, dtype)
 
         try:
             model = copy.deepcopy(self.model)
@@ -129,11 +132,14 @@ class Subject:
                 f"{type(self.model).__name__} cannot be copied for the reference, which is kept "
                 f"away from your model: {type(error).__name__}: {error}"
             ) from error
+        if dtype is not None:
+            # to(dtype) would make complex numbers real
+            model._apply(partial(convert, dtype=dtype))  # type: ignore[no-untyped-call]
         return replace(
             self,
-            model=model if dtype is None else model.to(dtype),
-            inputs=tuple(convert(x) for x in self.inputs),
-            additional_forward_args=mapped(convert, self.additional_forward_args),
+            model=model,
+            inputs=tuple(converted(x) for x in self.inputs),
+            additional_forward_args=mapped(converted, self.additional_forward_args),
         )
 
     @property

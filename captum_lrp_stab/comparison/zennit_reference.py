@@ -17,6 +17,7 @@ from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Watch
 from captum_lrp_stab.comparison.reference import Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.complex_values import has_complex_weights
 from captum_lrp_stab.errors import MissingExtraError, RuleError
 from captum_lrp_stab.input_rules import FlatRule, WSquareRule, ZBoxRule
 from captum_lrp_stab.propagation import score_of
@@ -121,6 +122,11 @@ def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
             merged.append(([operation.name], operation.batch_norm))
             hooks[operation.batch_norm] = zennit.rules.Pass()
         if operation.rule is not None:
+            if has_complex_weights(module):
+                raise RuleError(
+                    f"layer '{operation.name}': its weights are complex numbers, for which zennit "
+                    "has no rules; compare with 'float64' or 'captum_driver'"
+                )
             hooks[operation.name] = hook_of(operation.rule, operation.name)
         elif isinstance(module, types.AvgPool + types.BatchNorm):
             hooks[operation.name] = zennit.rules.Epsilon(where_not_0)

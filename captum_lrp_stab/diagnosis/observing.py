@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.complex_values import number_at
 from captum_lrp_stab.diagnosis.examining import absorbed, examine, outline
 from captum_lrp_stab.diagnosis.measuring import first_index, flow_of, index_of_largest, is_finite
 from captum_lrp_stab.diagnosis.records import Flow, Input, LayerRecord, Neuron, Shares
@@ -127,12 +129,13 @@ class FlowProbe(Probe):
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
         """Begin a use of the operation."""
         for value in (v.detach() for v in values):
-            if value.is_floating_point() and not is_finite(value):
+            if (value.is_floating_point() or value.is_complex()) and not is_finite(value):
                 bad = ~value.isfinite()
                 index = first_index(bad)
                 assert index is not None
                 self.overflow += int(bad.sum())
-                self.first = self.first or Neuron(index, float(value[index]), math.nan)
+                z = value[index].abs() if value.is_complex() else value[index]
+                self.first = self.first or Neuron(index, float(z), math.nan)
         return 0
 
     def restart(self) -> None:
@@ -199,12 +202,33 @@ def records_of(
         ends = [by_end.pop((operation.name, end), None) for end in (False, True)]
         if ends[0] is not None and ends[1] is not None and operation not in found:
             found[operation] = _without_rule(operation, ends[0], ends[1], dtype)
+    found = {operation: _of_numbers(record, operation) for operation, record in found.items()}
     places = {operation: i for i, operation in enumerate(operations)}
     ordered = sorted(found, key=lambda operation: places.get(operation, len(places)))
     return tuple(
         replace(found[operation], name=name, use=int(name[len(operation.name) + 1 : -1] or 0))
         for operation, name in zip(ordered, names_of(ordered), strict=True)
         if found[operation].has_rule or _took_part(found[operation])
+    )
+
+
+def _of_numbers(record: LayerRecord, operation: Operation) -> LayerRecord:
+    """Return a record of pairs as one of the complex numbers they are, any other as it is."""
+    pairs, numbers = record.shape, operation.shape
+    if math.prod(pairs) == math.prod(numbers) or not numbers:
+        return record
+
+    def at(known: Any) -> Any:
+        return (
+            None if known is None else replace(known, index=number_at(known.index, pairs, numbers))
+        )
+
+    return replace(
+        record,
+        shape=numbers,
+        strongest=at(record.strongest),
+        first_nonfinite=at(record.first_nonfinite),
+        nonfinite_input=at(record.nonfinite_input),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import describe, gates, marks
+from captum_lrp_stab import complex_values, describe, gates, marks
 from captum_lrp_stab.affine import Convolution, Pad, Scale
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.sites import Operation, current_site, is_mergeable
@@ -64,6 +64,12 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         operation.ordinals |= padded.operation.ordinals
         padded.operation.is_absorbed = True
     kind = operands.inherited(func, args, kwargs)
+    if op.weight.is_complex():
+        pairs = complex_values.split(x, op)
+        marks.carry(x, pairs, without=("nonnegative", "order", "padded", "site"))
+        site = mode.site(operation, complex_values.on_pairs(op), rules, pairs)
+        out = mode.serve(site, lambda: complex_values.split(func(*args, **kwargs), op))
+        return gates.marked(complex_values.join(out, op), kind)
     site = mode.site(operation, op, rules, x)
     out = mode.serve(site, lambda: func(*args, **kwargs))
     return gates.marked(out, kind)

@@ -46,6 +46,8 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
 
 def moving(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
     """Run an operation that moves, repeats, selects or drops values."""
+    if canonical_name(func) in operations.CONJUGATING and first(args, kwargs).is_complex():
+        return mixing(mode, operation, func, args, kwargs)
     operation.treatment = "moved"
     kind = operation.operands.inherited(func, args, kwargs)
     out = mode.moving(func, args, kwargs)
