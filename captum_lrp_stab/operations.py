@@ -50,6 +50,7 @@ MIXING = frozenset(
     negative rsub scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest
     fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
     fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn
+    istft stft
     """.split()
 )
 """Operations that are linear in all their inputs together: LRP-0."""

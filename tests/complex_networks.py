@@ -50,6 +50,19 @@ class Spectrum(nn.Module):
         return self.head(z.abs().mean(-1))
 
 
+class Filtered(nn.Module):
+    """A filter of real weights between a short-time Fourier transform and its inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter, self.head = nn.Parameter(torch.rand(9, 1)), linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = torch.hann_window(16, dtype=x.dtype)
+        z = torch.stft(x, 16, 8, window=window, return_complex=True) * self.filter
+        return self.head(torch.istft(z, 16, 8, window=window).relu())
+
+
 class Weights(nn.Module):
     """A linear layer with complex weights, its values read as pairs."""
 
@@ -82,6 +95,7 @@ class Convolutions(nn.Module):
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "operator": (Operator, (2, 2, 8)),
     "spectrum": (Spectrum, (2, 32)),
+    "filtered": (Filtered, (2, 32)),
     "weights": (Weights, (2, 4)),
     "convolutions": (Convolutions, (2, 2, 8)),
 }
