@@ -77,5 +77,9 @@ class FallbackWarning(LRPWarning):
     """Relevance passes operations under their plain gradient (``fallbacks="warn"``)."""
 
 
+class OutputWarning(FallbackWarning):
+    """The output is made by an activation such as a softmax, through which relevance vanishes."""
+
+
 class NonFiniteRelevanceWarning(LRPWarning):
     """The relevance contains NaN or Inf (``nonfinite="warn"``)."""

@@ -20,6 +20,7 @@ from captum_lrp_stab.errors import (
     ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
+    OutputWarning,
 )
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.observation import Observer
@@ -55,6 +56,7 @@ class Explainer:
         strict: bool = False,
         nonfinite: NonFinite = "warn",
         fallbacks: Fallbacks = "warn",
+        skip_output_activation: bool = False,
         optimize: bool = True,
         cache_bytes: int | None = None,
         checkpoint: Iterable[str] = (),
@@ -74,6 +76,7 @@ class Explainer:
         self.strict = strict
         self.nonfinite = nonfinite
         self.fallbacks = fallbacks
+        self.skip_output_activation = skip_output_activation
         self._warned: set[str] = set()  # fallbacks that have been warned of
         self.optimize = optimize
         if cache_bytes is None:
@@ -141,6 +144,7 @@ class Explainer:
             additional_forward_args,
             rule_sets=chosen,
             strict=self.strict,
+            skips_head=self.skip_output_activation,
             probes=probes,
             form=partial(SegmentedForm, checkpoint=self.checkpoint)
             if self.checkpoint
@@ -162,12 +166,17 @@ class Explainer:
     def _warn_of_fallbacks(self, found: Iterable[Propagation]) -> None:
         """Warn of operations that relevance passes under their plain gradient, once of each."""
         passes = {id(done.operations): done.operations for done in found}  # which targets share
-        all_of_them = [text for one in passes.values() for text in plain_gradients.of(one)]
-        new = [text for text in dict.fromkeys(all_of_them) if text not in self._warned]
-        if new:
-            self._warned.update(new)
-            message = plain_gradients.warning(new)
+        new = {o.describe_fallback(): o for ran in passes.values() for o in ran if o.caveat}
+        for known in self._warned & new.keys():
+            del new[known]
+        self._warned.update(new)
+        plain = [text for text, operation in new.items() if operation.head is None]
+        if plain:
+            message = plain_gradients.warning(plain)
             warnings.warn(message, FallbackWarning, stacklevel=_level_outside())
+        for head in (operation for operation in new.values() if operation.head is not None):
+            message = plain_gradients.warning_of_head(head)
+            warnings.warn(message, OutputWarning, stacklevel=_level_outside())
 
     def _report(
         self, inputs: Any, target: Any, extra: Any, rule_set: RuleSet, done: Propagation
@@ -182,6 +191,7 @@ class Explainer:
                 extra,
                 rule_set=rule_set,
                 strict=self.strict,
+                skips_head=self.skip_output_activation,
                 probes=probes,
                 observer=observer,
             )

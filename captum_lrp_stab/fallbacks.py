@@ -11,7 +11,7 @@ _NAMED = 5
 
 def of(operations: Iterable[Operation]) -> list[str]:
     """Return each operation that relevance passes under its plain gradient, in words."""
-    return [o.describe_fallback() for o in operations if o.fallback and o.reached]
+    return [o.describe_fallback() for o in operations if o.caveat]
 
 
 def counted(fallbacks: Sequence[str]) -> str:
@@ -34,6 +34,16 @@ def warning(fallbacks: Sequence[str]) -> str:
         f"{'it' if one else 'them'} in operations that have a rule, or explain a value before; "
         "captum_lrp_stab.plan lists all, fallbacks='ignore' silences this warning, strict=True "
         "makes it an error"
+    )
+
+
+def warning_of_head(head: Operation) -> str:
+    """Return what to say of the activation that makes the output, with the remedy."""
+    remedy = "with skip_output_activation=True or" if not head.head else "by"
+    return (
+        f"the output is made by '{head.name}' ({head.kind}), through which relevance vanishes as "
+        f"it saturates: explain what it reads, {remedy} a model that returns that; "
+        "fallbacks='ignore' silences this warning, strict=True makes it an error"
     )
 
 

@@ -37,7 +37,9 @@ _POOLING = frozenset(
     interpolate mean sum upsample
     """.split()
 )
-_PRESERVING = MOVING | SELECTING | _SHIFTING | _SCALING | _POOLING
+PRESERVING = MOVING | SELECTING | _SHIFTING | _SCALING | _POOLING
+"""Operations that give gates where all that they read are gates, and weights where weights."""
+
 _SHAPED_BY_ANOTHER = frozenset("expand_as reshape_as to type_as view_as".split())
 
 
@@ -84,7 +86,7 @@ class Operands:
     def inherited(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
         """Return what a linear operation makes of its arguments."""
         name = canonical_name(func)
-        if name not in _PRESERVING:
+        if name not in PRESERVING:
             return None
         given = args[:1] if name in _SHAPED_BY_ANOTHER else args
         kinds = {self.gate(t) for t in tensors_in(given, kwargs) if self.has(t)}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import marks, operations, signs, surrogates, ties, treatments
+from captum_lrp_stab import heads, marks, operations, reach, signs, surrogates, ties, treatments
 from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.assignment import Assignment
 from captum_lrp_stab.captum_bridge import Rule
@@ -32,7 +32,7 @@ from captum_lrp_stab.memo import Memo, Turn
 from captum_lrp_stab.operations import made, tensors_in
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation, Site, count_readers, hidden_fallbacks, link
+from captum_lrp_stab.sites import Operation, Site, count_readers
 
 Call = Callable[[], Tensor]
 
@@ -61,6 +61,7 @@ class Interception(TorchFunctionMode, ABC):
         self.optimize = True  # take the short ways, where there are some
         self.store: Derived | None = None  # keeps what is made of parameters
         self.has_several = False  # backward passes
+        self.left_out: frozenset[int] = frozenset()  # output activations, by their ordinals
         self.places = Places(model)
         self.assignment = Assignment(self.places, rule_sets)
         self.operations: list[Operation] = []
@@ -170,6 +171,9 @@ class Interception(TorchFunctionMode, ABC):
             return self._run_inside(func, written_out, args, kwargs)
         operation, served = self.assignment.operation(func, args, kwargs, self.depends_on_input)
         operation.ordinals = frozenset([self._count])
+        if self._count in self.left_out:
+            func, args, kwargs = heads.left_out(func, args, kwargs)
+        operation.function = operations.canonical_name(func)
         nonnegative = signs.gives_nonnegative(func, args, kwargs)
         args, kwargs = self.on_operands(operation, func, args, kwargs)
         operands = Operands([t for t in tensors_in(args, kwargs) if self.depends_on_input(t)])
@@ -249,19 +253,7 @@ class Interception(TorchFunctionMode, ABC):
             output: What the model returned.
             whole: Look at every operation, not at fallbacks alone, and at what each reads.
         """
-        reached = dict.fromkeys(operations.graph(output))
-        ran = self.operations
-        for operation in ran:
-            in_question = whole or operation.fallback or operation.is_merged
-            if in_question and operation.nodes is not None:
-                found = any(node in reached for node in operation.nodes)
-                operation.reached = found or operation.is_absorbed
-        self.operations = [o for o in ran if o.reached or not o.is_merged]
-        self.operations += hidden_fallbacks(reached)
-        if whole:
-            link(self.operations)
-        for operation in ran:  # also of those left out: their nodes would keep the pass alive
-            operation.nodes = None
+        self.operations = reach.settled(self.operations, output, whole)
         self._from_inputs.clear()
         count_readers(tensors_in((output,), {}))
 

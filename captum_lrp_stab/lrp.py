@@ -55,6 +55,9 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         fallbacks: What to do where relevance passes an operation under its plain gradient, because
             no LRP rule is known for it (an LSTM, an exponential, a custom autograd function):
             ``"warn"``, once of each, or ``"ignore"``.
+        skip_output_activation: Where the output is made by a softmax, a sigmoid or one of their
+            kin, explain what that reads, the logits: they are the score, then. It takes a second
+            forward pass.
         optimize: Compute what can be left out or put together in fewer steps, which gives the same
             up to rounding; False works out every layer by its rule's formula, to compare with.
         cache_bytes: How much is kept from call to call, on a CPU, of what a few parameters make,
@@ -243,6 +246,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         strict: bool = False,
         nonfinite: NonFinite = "warn",
         fallbacks: Fallbacks = "warn",
+        skip_output_activation: bool = False,
         optimize: bool = True,
         cache_bytes: int | None = None,
     ) -> None:
@@ -254,6 +258,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             strict=strict,
             nonfinite=nonfinite,
             fallbacks=fallbacks,
+            skip_output_activation=skip_output_activation,
             optimize=optimize,
             cache_bytes=cache_bytes,
         )

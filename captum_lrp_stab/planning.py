@@ -130,7 +130,7 @@ def _row(index: int, operation: Operation, rule_set: RuleSet) -> PlannedOperatio
         _parameters(rule) if rule is not None and operation.reached else "",
         repr(rule.stabilizer) if rule is not None and operation.reached else "",
         batch_norm,
-        operation.fallback if operation.reached else "",
+        operation.caveat,
     )
 
 

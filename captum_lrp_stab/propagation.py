@@ -6,6 +6,7 @@ form as an argument.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from captum._utils.common import (
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import checks, fallbacks, operations
+from captum_lrp_stab import checks, fallbacks, heads, operations
 from captum_lrp_stab.complex_values import real_dtype
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import InputError, ModelError
@@ -51,6 +52,7 @@ def propagate(
     *,
     rule_set: RuleSet,
     strict: bool = False,
+    skips_head: bool = False,
     probes: tuple[Probe, ...] = (),
     observer: Observer | None = None,
     form: Callable[..., GradientForm] = GradientForm,
@@ -66,6 +68,7 @@ def propagate(
         additional_forward_args: As in Captum.
         rule_set: The rule of each operation.
         strict: Refuse operations that would get their plain gradient.
+        skips_head: Explain what the activation that makes the output reads, where there is one.
         probes: Layers whose relevance is wanted too.
         observer: Is told of each layer.
         form: How relevance is carried.
@@ -84,6 +87,7 @@ def propagate(
         additional_forward_args,
         rule_sets=(rule_set,),
         strict=strict,
+        skips_head=skips_head,
         probes=probes,
         observer=observer,
         form=form,
@@ -101,6 +105,7 @@ def propagate_many(
     *,
     rule_sets: Sequence[RuleSet],
     strict: bool = False,
+    skips_head: bool = False,
     probes: tuple[Probe, ...] = (),
     observer: Observer | None = None,
     form: Callable[..., GradientForm] = GradientForm,
@@ -117,6 +122,7 @@ def propagate_many(
         additional_forward_args: As in Captum.
         rule_sets: One or more, which treat attention and batch norm alike.
         strict: Refuse operations that would get their plain gradient.
+        skips_head: Explain what the activation that makes the output reads, where there is one.
         probes: Layers whose relevance is wanted too.
         observer: Is told of each layer.
         form: How relevance is carried.
@@ -131,7 +137,7 @@ def propagate_many(
         operations, with the rules of the last set.
     """
     options: Any = {"strict": strict, "form": form, "optimize": optimize, "store": store}
-    options |= {"probes": probes, "observer": observer, "after": after}
+    options |= {"probes": probes, "observer": observer, "after": after, "skips_head": skips_head}
     checks.check_model(model)
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
@@ -148,12 +154,15 @@ def propagate_many(
         if mode.stretch is not None and len(rule_sets) > 1:
             del mode, output
             return _one_by_one(*arguments, targets, rule_sets, options)
-        if mode.stretch is not None:  # known now, and not before
+        left_out = heads.to_skip(mode.operations) if skips_head else frozenset()
+        if left_out or mode.stretch is not None:  # known now, and not before
             del output  # and its graph, before there is another
-            known = mode.assignment.serving
-            mode = MixedForm(model, *rule_sets, stretch=mode.stretch)
-            mode.assignment.serving = known
+            ran, known = mode.operations, mode.assignment.serving
+            mode = _second(mode, form)(model, *rule_sets)
+            mode.left_out, mode.assignment.serving = left_out, known
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
+            if left_out:
+                heads.check_same(ran, mode.operations)
         if strict:
             fallbacks.refuse(fallbacks.of(mode.operations))
         for turn, (variant, target) in enumerate(turns, 1):
@@ -171,6 +180,11 @@ def propagate_many(
         options |= {"rule_sets": rule_sets, "optimize": False, "store": None}
         return propagate_many(model, inputs, targets, additional_forward_args, **options)
     return done
+
+
+def _second(first: GradientForm, form: Callable[..., GradientForm]) -> Callable[..., GradientForm]:
+    """Return the form of a second pass, after what a first one has found."""
+    return form if first.stretch is None else partial(MixedForm, stretch=first.stretch)
 
 
 def _one_by_one(

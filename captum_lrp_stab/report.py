@@ -18,6 +18,7 @@ from captum_lrp_stab import choices, drawing
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.diagnosis.nonfinite import in_words
 from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.fallbacks import counted
 from captum_lrp_stab.investigation import Finding, Investigation
 from captum_lrp_stab.summary import Place, Statistics
 from captum_lrp_stab.tables import without_nonfinite
@@ -196,10 +197,7 @@ def notes(investigation: Investigation) -> list[str]:
             "relevance or --form modified-forward"
         )
     if investigation.fallbacks:
-        lines.append(
-            f"{len(investigation.fallbacks)} operations got their plain gradient, because no LRP "
-            f"rule is known for them: {investigation.fallbacks[0]}, ..."
-        )
+        lines.append(f"relevance passes {counted(investigation.fallbacks)}")
     return lines
 
 

@@ -125,6 +125,9 @@ class Use:
         self._values = list(map(_Values, results))
         given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self._read(results))
         for operation in form.operations:
+            operation.ordinals = frozenset()  # of another pass
+            if operation.head is None:
+                operation.function = ""  # what is behind it in the segment is not known any more
             if operation.reached:  # from the outputs; whether these are, the whole graph says
                 operation.nodes = (given[0].grad_fn,)
         places = {id(t): new for t, new in zip(results, given, strict=True)}

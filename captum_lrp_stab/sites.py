@@ -30,15 +30,24 @@ class Operation:
     is_merged: bool = False  # with its batch norm, which stands for both unless others read it too
     is_absorbed: bool = False  # a padding, by the layer that reads it
     fallback: str = ""  # why it gets its plain gradient
+    function: str = ""  # the canonical name of what is called
+    head: str | None = None  # it makes the output; the first that is no move behind it, or ""
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
     ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
     reads: tuple["Operation", ...] = ()  # whose results it reads, as far as a plan has asked
     operands: Operands = field(default_factory=Operands)  # what it reads, while it runs
 
+    @property
+    def caveat(self) -> str:
+        """Why relevance passes it by its plain gradient, "" if it does not, or does not pass it."""
+        if self.head is not None:
+            return "it makes the output, and saturates: explain what it reads"
+        return self.fallback if self.reached else ""
+
     def describe_fallback(self) -> str:
         """Return the operation and why it gets its plain gradient, in words."""
-        return f"{self.name} ({self.kind}: {self.fallback})"
+        return f"{self.name} ({self.kind}: {self.caveat or self.fallback})"
 
     def note(self, outputs: Sequence[Tensor], inputs: Iterable[Tensor]) -> None:
         """Remember the shape and the graph's nodes of what came out."""

@@ -150,7 +150,9 @@ def test_operations_without_a_rule_are_reported() -> None:
         picture(),
         names=["signed"],
     )
-    assert found.fallbacks == ("1 (Sigmoid: no LRP rule is known for this operation)",)
+    assert found.fallbacks == (
+        "1 (Sigmoid: it makes the output, and saturates: explain what it reads)",
+    )
     assert "plain gradient" in report.to_markdown(found, "x")
 
 
