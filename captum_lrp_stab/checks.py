@@ -1,13 +1,16 @@
 """What is checked before and after a pass, with an error that says what to do."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
+from captum_lrp_stab import operations
 from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab.places import Places
 
 
 def check_kind(model: nn.Module) -> None:
@@ -124,3 +127,44 @@ def check_parameters(model: nn.Module) -> None:
                 f"parameter or buffer '{name}' has {bad} non-finite values; repair or reload the "
                 "weights"
             )
+
+
+def check_call(func: Callable[..., Any], args: Any, kwargs: Any, places: Places) -> None:
+    """Raise ModelError for an operation that relevance cannot be followed through.
+
+    Args:
+        func: A torch function that the model calls.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        places: Where the pass is.
+
+    Raises:
+        ModelError: The operation is random, runs under torch.func, or writes without a graph.
+    """
+    check_randomness(func, kwargs, places)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ModelError(
+            "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
+            "write them out for the batch"
+        )
+    target = None if torch.is_grad_enabled() else operations.written(func, args, kwargs)
+    if target is not None and operations.made(target):
+        name, _ = places.of(func)
+        raise ModelError(
+            f"operation '{name}' writes over a value of the model under torch.no_grad(), so "
+            "that its backward pass is another function's; remove no_grad(), or write to a copy"
+        )
+
+
+def check_randomness(func: Callable[..., Any], kwargs: Any, places: Places) -> None:
+    """Raise ModelError for an operation whose result is drawn, in train mode."""
+    drops = bool(kwargs.get("dropout_p"))
+    if not drops and operations.canonical_name(func) not in operations.RANDOM:
+        return
+    module = places.module
+    if drops or module.training:
+        name, _ = places.of(func)
+        raise ModelError(
+            f"operation '{name}' of {type(module).__name__} is random, so that the relevance "
+            "would be of a random network; call model.eval()"
+        )

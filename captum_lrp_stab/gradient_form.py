@@ -80,6 +80,7 @@ class GradientForm(Interception):
         self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
         self.sources = (*self.leaves, *self.carriers)
         stand_ins = tuple(leaf.clone() for leaf in self.leaves)
+        self._origins.note(stand_ins)
         self._carried = [
             (x, x._version, carrier) for x, carrier in zip(stand_ins, self.carriers, strict=True)
         ]

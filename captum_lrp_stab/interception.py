@@ -14,14 +14,24 @@ subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_stab import heads, marks, operations, reach, signs, surrogates, ties, treatments
+from captum_lrp_stab import (
+    checks,
+    heads,
+    marks,
+    operations,
+    reach,
+    signs,
+    surrogates,
+    ties,
+    treatments,
+)
 from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.assignment import Assignment
 from captum_lrp_stab.captum_bridge import Rule
@@ -29,7 +39,8 @@ from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gates import Operands
 from captum_lrp_stab.memo import Memo, Turn
-from captum_lrp_stab.operations import made, tensors_in
+from captum_lrp_stab.operations import tensors_in
+from captum_lrp_stab.origins import UNSEEN, Origins
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site, count_readers
@@ -68,7 +79,7 @@ class Interception(TorchFunctionMode, ABC):
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
         self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
-        self._from_inputs: set[Any] = set()  # nodes of the graph known to depend on them
+        self._origins = Origins()  # what depends on them
 
     @property
     def rule_set(self) -> RuleSet:
@@ -154,8 +165,7 @@ class Interception(TorchFunctionMode, ABC):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
         kwargs = kwargs or {}
-        self._refuse_randomness(func, kwargs)
-        self._refuse_unseen(func, args, kwargs)
+        checks.check_call(func, args, kwargs, self.places)
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
         name = operations.canonical_name(func)
         if name not in operations.FACTS:
@@ -164,20 +174,23 @@ class Interception(TorchFunctionMode, ABC):
             marks.drop(args[0], "nonnegative")
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if not any(map(self.depends_on_input, given)):
+        live = list(filter(self.depends_on_input, given))
+        if not live:
             return self._constant(func, given, args, kwargs)
         written_out = self._written_out(func)
         if written_out is not None:
             return self._run_inside(func, written_out, args, kwargs)
         operation, served = self.assignment.operation(func, args, kwargs, self.depends_on_input)
         operation.ordinals = frozenset([self._count])
+        own = args
         if self._count in self.left_out:
             func, args, kwargs = heads.left_out(func, args, kwargs)
         operation.function = operations.canonical_name(func)
         nonnegative = signs.gives_nonnegative(func, args, kwargs)
         args, kwargs = self.on_operands(operation, func, args, kwargs)
-        operands = Operands([t for t in tensors_in(args, kwargs) if self.depends_on_input(t)])
-        operation.operands = operands
+        if args is not own:
+            live = list(filter(self.depends_on_input, tensors_in(args, kwargs)))
+        operation.operands = operands = Operands(live)
         treatment = treatments.of(func, served) or treatments.unknown
         out = treatment(self, operation, func, args, kwargs)
         operation.operands = Operands()
@@ -224,15 +237,19 @@ class Interception(TorchFunctionMode, ABC):
                     f"operation '{operation.name}' gives a {kind} tensor, through which relevance "
                     "cannot be followed; make the model compute with dense tensors"
                 )
+        self._list(operation, results, given)
+        return self.on_result(operation, out, result)
+
+    def _list(self, operation: Operation, results: list[Tensor], given: Sequence[Tensor]) -> None:
+        self._origins.note(results)
         operation.note(results, given)
         self.operations.append(operation)
         self._count += 1
-        return self.on_result(operation, out, result)
 
     def restart(self) -> None:
         """Forget a pass, but what the rules of modules serve, before another one."""
         self.operations, self._count = [], 0
-        self._from_inputs.clear()
+        self._origins.clear()
         self.assignment.restart()
 
     def adopt(self, other: Interception) -> None:
@@ -253,23 +270,30 @@ class Interception(TorchFunctionMode, ABC):
             output: What the model returned.
             whole: Look at every operation, not at fallbacks alone, and at what each reads.
         """
+        for t in tensors_in((output,), {}):
+            self.depends_on_input(t)  # which lists what nobody has seen that made it
         self.operations = reach.settled(self.operations, output, whole)
-        self._from_inputs.clear()
+        self._origins.clear()
         count_readers(tensors_in((output,), {}))
 
     # what treatments ask -------------------------------------------------------------------------
 
     def depends_on_input(self, t: Tensor) -> bool:
         """Return whether a tensor depends on the model's input: not so one made of parameters."""
-        if not made(t) or t.grad_fn in self._from_inputs:
-            return made(t)
-        for node in operations.graph(t, self._from_inputs):
-            variable = getattr(node, "variable", None)  # of AccumulateGrad
-            known = any(previous in self._from_inputs for previous in operations.before(node))
-            if known or any(variable is source for source in self.sources):
-                self._from_inputs.add(t.grad_fn)
-                return True
-        return False
+        return self._origins.has(t, self._list_unseen)
+
+    def known(self, t: Tensor) -> Tensor:
+        """Return a value that is no operation's, but made here of what depends on an input."""
+        self._origins.note([t])
+        return t
+
+    def _list_unseen(self, t: Tensor, names: str) -> None:
+        """List what has made a tensor, which nobody has seen."""
+        number = sum(operation.kind == UNSEEN for operation in self.operations)
+        reason = f"run out of sight: {names}"
+        operation = Operation(f"{UNSEEN}_{number}", UNSEEN, fallback=reason)
+        operation.ordinals = frozenset([self._count])
+        self._list(operation, [t], ())
 
     def rules_of(self, name: str, func: Any, x: Tensor) -> tuple[Rule, ...]:
         """Return the rules of a layer called ``name`` that calls ``func`` on ``x``."""
@@ -318,32 +342,3 @@ class Interception(TorchFunctionMode, ABC):
         """Return the output of a layer that its batch norm has been merged with."""
         self.assignment.served.add(site.operation.batch_norm)
         return self.serve(site, call)
-
-    # refusals ------------------------------------------------------------------------------------
-
-    def _refuse_randomness(self, func: Any, kwargs: Any) -> None:
-        drops = bool(kwargs.get("dropout_p"))
-        if not drops and operations.canonical_name(func) not in operations.RANDOM:
-            return
-        module = self.places.module
-        if drops or module.training:
-            name, _ = self.places.of(func)
-            raise ModelError(
-                f"operation '{name}' of {type(module).__name__} is random, so that the relevance "
-                "would be of a random network; call model.eval()"
-            )
-
-    def _refuse_unseen(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Raise ModelError for what autograd does not see: vmap, and writing without a graph."""
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise ModelError(
-                "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
-                "write them out for the batch"
-            )
-        target = None if torch.is_grad_enabled() else operations.written(func, args, kwargs)
-        if target is not None and made(target):
-            name, _ = self.places.of(func)
-            raise ModelError(
-                f"operation '{name}' writes over a value of the model under torch.no_grad(), so "
-                "that its backward pass is another function's; remove no_grad(), or write to a copy"
-            )

@@ -85,6 +85,9 @@ class Form(Protocol):
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
 
+    def known(self, t: Tensor) -> Tensor:
+        """Return a value that is no operation's, but made here of what depends on an input."""
+
 
 @dataclass
 class _Running:
@@ -152,6 +155,7 @@ class Probes:
         for t, copy in running.copies:
             if copy._version:  # the layer wrote over it
                 originals[id(copy)] = t.copy_(copy)
+                self._form.known(t)
                 marks.carry(copy, t)
 
         def back(t: Tensor) -> Tensor:

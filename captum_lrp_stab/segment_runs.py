@@ -44,6 +44,7 @@ class Inside(GradientForm):
         for leaf in self.leaves:
             marks.put(leaf, "cut", self.segment)
         stand_ins = tuple(leaf.clone() for leaf in self.leaves)
+        self._origins.note(stand_ins)
         self._carried = [
             (s, s._version, torch.zeros((), dtype=s.dtype, device=s.device).expand_as(s))
             for s, direct in zip(stand_ins, of_the_model, strict=True)

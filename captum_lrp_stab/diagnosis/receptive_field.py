@@ -129,12 +129,12 @@ class _Following(Interception):
         if self._neuron is not None and tensors:  # what comes after it needs no graph
             with torch.no_grad():
                 return func(*mapped(Tensor.detach, args), **mapped(Tensor.detach, kwargs))
-        self._refuse_randomness(func, kwargs)
+        checks.check_randomness(func, kwargs, self.places)
         given = [t for t in tensors if made(t)]
         if not given:
             return self._constant(func, [t for t in tensors if t.requires_grad], args, kwargs)
         with torch.enable_grad():  # what the model computes under no_grad() has influence too
-            self._refuse_unseen(func, args, kwargs)
+            checks.check_call(func, args, kwargs, self.places)
             written_out = self._written_out(func)
             if written_out is not None:
                 return self._run_inside(func, written_out, args, kwargs)

@@ -110,7 +110,7 @@ def _shared(
         return mode.mixing(operation, surrogates.product(func, shares), args, kwargs)
     surrogate = surrogates.product(operations.out_of_place(func), shares)
     # a copy, because the backward pass needs what is written over here
-    out = mode.mixing(operation, surrogate, (args[0].clone(), *args[1:]), kwargs)
+    out = mode.mixing(operation, surrogate, (mode.known(args[0].clone()), *args[1:]), kwargs)
     target: Tensor = args[0]
     if not target._is_view():
         target.detach_()  # what it was is reached through ``out``, or not at all
