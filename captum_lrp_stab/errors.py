@@ -37,6 +37,10 @@ class FallbackError(LRPError, RuntimeError):
     """With ``strict=True``: an operation has no LRP rule and would get its plain gradient."""
 
 
+class NotDifferentiableError(LRPError, RuntimeError):
+    """Relevance was differentiated, as by a loss on it: it has no graph."""
+
+
 class NonFiniteRelevanceError(LRPError, ArithmeticError):
     """The relevance contains NaN or Inf (``nonfinite="raise"``)."""
 

@@ -20,6 +20,7 @@ from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.stabilizers import StabilizerLike
 from captum_lrp_stab.translation import Rules, rule_set_of
+from captum_lrp_stab.undifferentiable import guarded
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -114,7 +115,8 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
 
         Returns:
             Relevance shaped and typed like ``inputs``, and the delta, shape ``(N,)``, if asked for.
-            Without biases and stabilizers the relevance sums to the score.
+            Without biases and stabilizers the relevance sums to the score. It has no graph, and
+            raises when it is differentiated, where ``inputs`` require a gradient.
 
         Raises:
             InputError: An input is not a finite floating-point tensor, or the target does not fit.
@@ -130,8 +132,8 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         (done,) = self._propagate(inputs, (target,), additional_forward_args, verbose=verbose)
         relevance = _format_output(_is_tuple(inputs), done.relevances)
         if return_convergence_delta:
-            return relevance, self.compute_convergence_delta(done.relevances, done.score)
-        return relevance
+            relevance = relevance, self.compute_convergence_delta(done.relevances, done.score)
+        return guarded(relevance, self.model, inputs)
 
     @_attribution
     def attribute_many(
@@ -194,6 +196,7 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         variants = self._variants(stabilizers, rules)
         found = self._propagate(inputs, targets, additional_forward_args, rule_sets=variants)
         relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
+        relevances = guarded(relevances, self.model, inputs)
         by_target = [relevances[index :: len(targets)] for index in range(len(targets))]
         several = stabilizers is not None or rules is not None
         return by_target if several else [only for (only,) in by_target]
@@ -337,12 +340,13 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             self.layers = [leaves[name] for name in names]
         known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
         results = [_result(probes[name], known) for name in names]
+        found: Any = results if several else results[0]
         if not return_convergence_delta:
-            return results if several else results[0]
+            return guarded(found, self.model, inputs)
         # the other parts have no relevance, and need not have a row for each sample
         noted = (tuple(probes[name].noted) for name in names)
         deltas = [self.compute_convergence_delta(r, done.score) for r in noted]
-        return (results, deltas) if several else (results[0], deltas[0])
+        return guarded((found, deltas if several else deltas[0]), self.model, inputs)
 
 
 def _several(name: str, values: Any) -> list[Any]:
