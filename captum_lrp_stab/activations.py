@@ -45,14 +45,24 @@ SLOPES: dict[str, float] = {
     "expm1": 1.0,
     "log1p": 1.0,
     "erf": 2 / math.sqrt(math.pi),
+    "tan": 1.0,
+    "arcsin": 1.0,
+    "asin": 1.0,
+    "arctanh": 1.0,
+    "atanh": 1.0,
+    "erfinv": math.sqrt(math.pi) / 2,
     "square": 0.0,
+    "sqrt": math.inf,
 }
 """Slope at 0 of every function served whatever its arguments are."""
 
-_KEEPING_SIGN = SLOPES.keys() - {"sin", "square"} | {"clamp", "clamp_max", "clamp_min", "hardtanh"}
 CLAMPS = frozenset("clamp clamp_max clamp_min clip hardtanh".split())
+_THRESHOLD = ("threshold", "value")
+CHOOSING = CLAMPS | {"threshold"}
+"""Functions that choose between values and bounds: where g(0) is not 0, they are no activation."""
 POWERS = frozenset("float_power pow".split())
-ACTIVATIONS = CLAMPS | POWERS | SLOPES.keys()
+ACTIVATIONS = CHOOSING | POWERS | SLOPES.keys()
+_KEEPING_SIGN = SLOPES.keys() - {"sin", "sqrt", "square", "tan"} | CLAMPS
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
 """Activations whose derivative is the factor already."""
@@ -61,8 +71,11 @@ LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
 def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
     """Return ``c y / z`` with ``c slope`` where ``z`` is 0, shaped like ``z``.
 
+    Where the slope is infinite, as that of a root, it is 0 there: so is ``y``, and its relevance.
     Of complex numbers the factor is conjugated, as in every gradient.
     """
+    if math.isinf(slope):  # and a factor near 0 may be, which times a coefficient of 0 is 0
+        return c * (y / z).masked_fill((z == 0) | (c == 0), 0).conj()
     if not is_dense(z) or {c.dtype, y.dtype} != {z.dtype} or z.is_complex():
         return c * torch.where(z == 0, torch.full_like(z, slope), y / z).conj()
     out = torch.empty_like(z)
@@ -76,16 +89,35 @@ def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
 def slope_at_zero(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> float | None:
-    """Return the slope of the call's function at 0, or None if g(z) / z is not finite there."""
+    """Return the slope of the call's function at 0, or None if it is not 0 there.
+
+    Exponents and bounds may be tensors, all elements of which must allow for it.
+    """
     name = canonical_name(func)
     if name in SLOPES:
         return SLOPES[name]
     if name in POWERS:
-        return _slope_of_power(argument(args, kwargs, 1, "exponent"))
-    low, high = bounds_of(func, args, kwargs) or (0, 0)
-    if isinstance(low, Tensor) or isinstance(high, Tensor) or not low <= 0 <= high:
+        low, high = _range(argument(args, kwargs, 1, "exponent"))
+        if not low > 0:
+            return None
+        return math.inf if low < 1 else float(high == 1)
+    if name == "threshold":
+        threshold, value = (argument(args, kwargs, i, n) for i, n in enumerate(_THRESHOLD, 1))
+        return 1.0 if threshold < 0 else 0.0 if value == 0 else None
+    bounds = bounds_of(func, args, kwargs)
+    if bounds is None:
         return None
-    return 1.0 if low < 0 < high else 0.0
+    low, high = _range(bounds[0])[1], _range(bounds[1])[0]
+    return float(low < 0 < high) if low <= 0 <= high else None
+
+
+def _range(value: Any) -> tuple[float, float]:
+    """Return the least and the largest of a number, or of a tensor of constants; NaN for others."""
+    if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+        low, high = torch.aminmax(value.detach())
+        return float(low), float(high)
+    known = float(value) if isinstance(value, numbers.Real) else math.nan
+    return known, known
 
 
 def is_monotone(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -106,14 +138,13 @@ def keeps_sign(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
 def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether the call is a negative power: 1 over something, a factor and no signal."""
     is_power = canonical_name(func) in POWERS
-    exponent = argument(args, kwargs, 1, "exponent") if is_power else None
-    return isinstance(exponent, numbers.Real) and exponent < 0
+    return is_power and _range(argument(args, kwargs, 1, "exponent"))[1] < 0
 
 
-def _slope_of_power(exponent: Any) -> float | None:
-    if not isinstance(exponent, numbers.Real) or exponent < 1:
-        return None
-    return 1.0 if exponent == 1 else 0.0
+def cuts_off(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call's values are 0 wherever its argument is negative."""
+    bounds = bounds_of(func, args, kwargs)
+    return bounds is not None and _range(bounds[0]) == (0, 0)
 
 
 def bounds_of(

@@ -135,4 +135,6 @@ def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate 
         return None
     # a hard sigmoid: relu6(x + 3), clamp(x + 0.5, 0, 1), half way up where x is 0
     low, high = bounds
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
     return Gate.FACTOR if low == 0 and math.isclose(shift, high / 2) else None

@@ -58,8 +58,20 @@ MIXING = frozenset(
 CONJUGATING = frozenset("H adjoint mH".split())
 """Transpositions of real tensors, which conjugate complex ones too: LRP-0 for these."""
 
-HOMOGENEOUS = frozenset("abs absolute matrix_norm norm std vector_norm".split())
-"""Operations with f(a x) = a f(x) for a > 0: by Euler, gradient x input is conserved."""
+NORMS = {"cdist": 2, "dist": 2, "norm": 1, "pairwise_distance": 2, "vector_norm": 1}
+"""Norms, and where the order stands among their arguments: of order 0 they count."""
+
+HOMOGENEOUS = (
+    frozenset(
+        """
+    abs absolute copysign cov cumprod det frobenius_norm hypot l1_loss matrix_norm matrix_power
+    mse_loss nuclear_norm prod std svdvals var
+    """.split()
+    )
+    | NORMS.keys()
+)
+"""Operations with f(a x) = a^n f(x) for a > 0, of all their inputs together: by Euler, gradient x
+input is n times the value."""
 
 PRODUCTS = frozenset(
     """

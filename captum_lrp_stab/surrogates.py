@@ -25,7 +25,7 @@ HELD = 0.0
 """The share of a factor that is held constant."""
 
 
-def _sharing(t: Tensor, share: float) -> Tensor:
+def _sharing(t: Tensor, share: float | Tensor) -> Tensor:
     """Return ``t``, which gets a share of what is handed down to it."""
     alias = t.view_as(t)
     if alias.requires_grad:
@@ -56,6 +56,16 @@ def product(
         return func(*operations.mapped(change, args), **operations.mapped(change, kwargs))
 
     return shared
+
+
+def homogeneous(func: Callable[..., Any], degree: int | Tensor) -> Callable[..., Tensor]:
+    """Return ``func`` with its gradient over its degree, such as a product of so many elements."""
+
+    def over_degree(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = func(*args, **kwargs)
+        return _sharing(out, 1 / degree)
+
+    return over_degree
 
 
 # normalisation -----------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_what_is_more_than_a_move_is_said_and_cannot_be_left_out(name) -> None:
 
 
 @pytest.mark.parametrize(
-    "end", [lambda z: z.softmax(1).log(), lambda z: z.sigmoid().clamp(1e-4, 1 - 1e-4)]
+    "end", [lambda z: z.softmax(1).log(), lambda z: z.sigmoid().clamp(1e-4, 1 - 1e-4).log()]
 )
 def test_what_has_no_rule_may_stand_behind(end) -> None:
     categories = [w.category for w in said(lambda: LRP(net(end)).attribute(X, target=0))]

@@ -62,6 +62,7 @@ METHODS = {
     "copy": lambda z, other, writes: (
         z.clone().copy_(other) if writes else torch.where(torch.ones_like(MASK), other, z)
     ),
+    "cumprod": method("cumprod", 1),
     "cumsum": method("cumsum", 1),
     "div": method("div", lambda o: 1 + o.square()),
     "div by its sum": lambda z, other, writes: (
@@ -93,7 +94,9 @@ METHODS = {
     "sigmoid": method("sigmoid"),
     "sign": method("sign"),
     "sin": method("sin"),
+    "sqrt": lambda z, other, writes: method("sqrt")(z * z, other, writes),
     "square": method("square"),
+    "threshold": lambda z, other, writes: F.threshold(z.clone(), 0.1, 0.3, writes),
     "sub": method("sub", same, alpha=2),
     "tanh": method("tanh"),
     "transpose": lambda z, other, writes: method("t")(z, other, writes).t(),

@@ -17,6 +17,7 @@ from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.sums import Serving
 from captum_lrp_stab.treatments import layers, products, values
+from captum_lrp_stab.treatments.homogeneous import homogeneous
 from captum_lrp_stab.treatments.ruled_sums import ruled_sum
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ _BY_FUNCTION: dict[Function, Treatment] = {
 _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(operations.MOVING | operations.SELECTING, values.moving),
     **dict.fromkeys(ties.POOLS, values.max_pool),
-    **dict.fromkeys(operations.MIXING | operations.HOMOGENEOUS, values.mixing),
+    **dict.fromkeys(operations.MIXING, values.mixing),
+    **dict.fromkeys(operations.HOMOGENEOUS, homogeneous),
     **dict.fromkeys(operations.PRODUCTS, products.product),
     **dict.fromkeys(operations.QUOTIENTS, products.quotient),
     **dict.fromkeys(gates.FUNCTIONS, values.gate),

@@ -6,7 +6,7 @@ Sources: Arras et al. 2017 (gates); Ali et al. 2022 (normalisation, CP-LRP); Ach
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,7 +51,7 @@ def product(
         for factor, held in zip(is_factor, is_held, strict=True)
     ]
     operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
-    out = _shared(mode, operation, func, shares, args, kwargs)
+    out = with_surrogate(mode, operation, func, _sharing(shares), args, kwargs)
     if kinds == {Gate.SOFTMAX}:  # such as a product of stochastic matrices
         return gates.marked(out, Gate.SOFTMAX)
     gate_of_gates = kinds == {Gate.FACTOR} and canonical_name(func) in operations.ELEMENTWISE
@@ -94,21 +94,35 @@ def quotient(
     shares = [surrogates.HELD if t is divisor else None for t in tensors_in(args, kwargs)]
     if numerator is divisor:
         shares[0] = None
-    out = _shared(mode, operation, func, shares, args, kwargs)
+    out = with_surrogate(mode, operation, func, _sharing(shares), args, kwargs)
     return gates.marked(out, operands.gate(numerator))
 
 
-def _shared(
+def _sharing(shares: Sequence[float | None]) -> Callable[[Function], Function]:
+    return lambda plain: surrogates.product(plain, shares)
+
+
+def with_surrogate(
     mode: Interception,
     operation: Operation,
     func: Function,
-    shares: list[float | None],
+    change: Callable[[Function], Function],
     args: Any,
     kwargs: Any,
 ) -> Any:
+    """Run a function with the gradient of another one, in place where it is.
+
+    Args:
+        mode: The mode.
+        operation: Its record.
+        func: The function.
+        change: From it, or from the same out of place, to a surrogate.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+    """
     if not operations.writes(func, args, kwargs):
-        return mode.mixing(operation, surrogates.product(func, shares), args, kwargs)
-    surrogate = surrogates.product(operations.out_of_place(func), shares)
+        return mode.mixing(operation, change(func), args, kwargs)
+    surrogate = change(operations.out_of_place(func))
     # a copy, because the backward pass needs what is written over here
     out = mode.mixing(operation, surrogate, (mode.known(args[0].clone()), *args[1:]), kwargs)
     target: Tensor = args[0]

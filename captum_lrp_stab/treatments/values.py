@@ -130,20 +130,23 @@ def activation(
 ) -> Any:
     """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
     x, options, operands = first(args, kwargs), rest(kwargs), operation.operands
-    if not isinstance(x, Tensor):  # 2 ** y
-        return unknown(mode, operation, func, args, kwargs)
-    slope = activations.slope_at_zero(func, args, kwargs)
-    if activations.is_inverse(func, args, kwargs) or operands.is_factor(x):
-        return gate(mode, operation, func, args, kwargs)
-    if slope is None or not operands.has(x) or any(map(operands.has, others(args, kwargs))):
-        return unknown(mode, operation, func, args, kwargs)
+    kind = operands.gate(x) if operands.is_factor(x) else None
+    alone = operands.has(x) and not any(map(operands.has, others(args, kwargs)))  # not so 2 ** y
+    if alone and kind is None and activations.is_inverse(func, args, kwargs):
+        kind = Gate.FACTOR
+    slope = activations.slope_at_zero(func, args, kwargs) if alone else None
+    if slope is None:
+        chooses = canonical_name(func) in activations.CHOOSING
+        run = choosing if chooses else unknown
+        return gates.marked(run(mode, operation, func, args, kwargs), kind)
     operation.treatment = "passed"
-    bounds = activations.bounds_of(func, args, kwargs)
     site = current_site(x)
     if site is not None:
-        site.cut_off |= bounds is not None and bounds[0] == 0
+        site.cut_off |= activations.cuts_off(func, args, kwargs)
         site.keeps_sign = activations.keeps_sign(func, args, kwargs)
-    kind = gates.of_activation(canonical_name(func), x, bounds)
+    if kind is None:
+        bounds = activations.bounds_of(func, args, kwargs)
+        kind = gates.of_activation(canonical_name(func), x, bounds)
 
     def g(z: Tensor) -> Any:
         return func(z, *args[1:], **options)
@@ -152,6 +155,14 @@ def activation(
         return gates.marked(mode.activation(x, slope, g), kind)
     kept = x.detach().clone() if site is None else site.keep_copy(x)
     return gates.marked(mode.activation_in_place(x, slope, g, kept), kind)
+
+
+def choosing(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a function that chooses between values and bounds: relevance goes to what is chosen."""
+    operation.treatment = "moved, beside a constant"
+    return mode.moving(func, args, kwargs)
 
 
 def gate(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
