@@ -18,7 +18,7 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.places import Places
-from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.rule_set import Layer, Layers, Positions, RuleSet
 from captum_lrp_stab.rules import ZeroRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.sums import Serving
@@ -46,9 +46,28 @@ class Assignment:
     def __init__(self, places: Places, rule_sets: Sequence[RuleSet]) -> None:
         self.named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
         self.serving: dict[str, Serving] = {}  # what each module with a rule is known to run
-        self.is_late = False  # whether more has come to be known than an operation had before
+        self._is_late = False
         self.served: set[str] = set()  # layers whose rule met an operation it can serve
         self._places, self._rule_sets = places, rule_sets
+        self._uses: list[Layer] = []
+        self._positions = Positions()
+        # as far as is known before the pass: not which layers it runs, nor which are functional
+        self._depth = sum(isinstance(module, types.Linear) for module in places.modules.values())
+
+    @property
+    def layers(self) -> Layers:
+        """The layers that the pass has run."""
+        return Layers(self._uses, self._positions.count)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether more has come to be known than an operation had before."""
+        by_depth = any(one.composite and one.composite.is_by_depth for one in self._rule_sets)
+        return self._is_late or (by_depth and self._depth != self._positions.count)
+
+    def know(self, other: "Assignment") -> None:
+        """Know what another pass of the same operations has shown."""
+        self.serving, self._depth, self._positions = other.serving, other._depth, other._positions
 
     def operation(
         self, func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
@@ -73,7 +92,7 @@ class Assignment:
         """Return whether the rule of a module serves what it runs now."""
         known = self.serving.get(name, Serving.NOTHING)
         if as_what > known:
-            self.is_late |= known > Serving.NOTHING
+            self._is_late |= known > Serving.NOTHING
             self.serving[name] = as_what
         return bool(as_what) and as_what >= known
 
@@ -82,19 +101,21 @@ class Assignment:
         if func in describe.BUILDERS or operations.canonical_name(func) in sums.NAMES:
             self.served.add(self._places.current)
 
-    def of_layer(self, name: str, func: Callable[..., Any], reads_input: bool) -> Rules:
+    def of_layer(self, name: str, func: Callable[..., Any], is_first: bool) -> Rules:
         """Return the rules of a layer; none if no variant has one for it.
 
         Args:
             name: The layer's name.
             func: The function it calls.
-            reads_input: Whether it reads an input of the model as it is.
+            is_first: Whether it reads an input of the model (``first_layers``).
         """
         self.served.add(name)
         module = self._places.modules.get(name)
-        kind = operations.canonical_name(func)
-        layer = (types.of_function(kind) if module is None else type(module)) or nn.Module
-        return _each([one.rule_of(name, layer, reads_input) for one in self._rule_sets])
+        called = types.of_function(operations.canonical_name(func))
+        kind = (called if module is None else type(module)) or nn.Module
+        layer = Layer(name, kind, is_first, self._positions.of(name, kind))
+        self._uses.append(layer)
+        return _each([one.rule_of(layer, self._depth) for one in self._rule_sets])
 
     def of_sum(self, name: str) -> Rules:
         """Return the rules that are set on a sum, or on the module that runs it."""
@@ -102,8 +123,9 @@ class Assignment:
         return _each([one.named.get(name) for one in self._rule_sets])
 
     def restart(self) -> None:
-        """Forget a pass, but what the rules of modules serve."""
-        self.is_late = False
+        """Forget a pass, but what the rules of modules serve, and how many layers it has run."""
+        self._is_late, self._depth = False, self._positions.count
+        self._uses, self._positions = [], Positions()
         self.served.clear()
 
     def refuse_unserved(self, ran: Sequence[Operation]) -> None:

@@ -9,7 +9,7 @@ autograd function in the second, so that no parameter is ever touched.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -146,12 +146,7 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
 
     def describe_parameters(self) -> list[str]:
         """Return ``name=value`` for each argument, with tensors shortened to their shape."""
-        return [
-            f"{name}=tensor{tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else f"{name}={value!r}"
-            for name, value in self.parameters().items()
-        ]
+        return described(self.parameters())
 
     def __repr__(self) -> str:
         """Return the constructor call, with tensors shortened to their shape."""
@@ -254,6 +249,14 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
 
     def _manipulate_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """Change nothing (Captum's abstract method; its rules write to the weights here)."""
+
+
+def described(parameters: Mapping[str, Any]) -> list[str]:
+    """Return ``name=value`` for each parameter, with tensors shortened to their shape."""
+    return [
+        f"{name}=tensor{tuple(value.shape)}" if isinstance(value, Tensor) else f"{name}={value!r}"
+        for name, value in parameters.items()
+    ]
 
 
 class RoutingRule(Rule):

@@ -85,5 +85,9 @@ class OutputWarning(FallbackWarning):
     """The output is made by an activation such as a softmax, through which relevance vanishes."""
 
 
+class RuleMapWarning(LRPWarning):
+    """A name_map can say of a model only in part what a preset does in a pass."""
+
+
 class NonFiniteRelevanceWarning(LRPWarning):
     """The relevance contains NaN or Inf (``nonfinite="warn"``)."""

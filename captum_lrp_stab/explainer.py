@@ -95,10 +95,10 @@ class Explainer:
     def _rules(self) -> str:
         if self._rule_set is None:
             return "None"  # those of the modules, whatever they are by then
+        if self._rule_set.composite is not None:
+            return repr(self._rule_set.composite)
         counts = Counter(repr(rule) for rule in self._rule_set.named.values())
         rules = [f"{count} x {rule}" for rule, count in counts.items()]
-        if self._rule_set.by_type is not None:
-            rules.append("functional layers by type")
         return f"[{', '.join(rules)}]"
 
     def _shown(self) -> dict[str, Any]:

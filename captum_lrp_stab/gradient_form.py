@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import activations, kernel, lean, operations
+from captum_lrp_stab import activations, first_layers, kernel, lean, operations
 from captum_lrp_stab.blocks import Buffer
+from captum_lrp_stab.carriers import Carriers, Follow
 from captum_lrp_stab.complex_values import as_real, like, total
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.interception import Call, Interception
@@ -44,14 +45,6 @@ def divided(R: Tensor, x: Tensor) -> Tensor:
     return like((as_real(R) / x_).masked_fill(x_ == 0, 0), x)
 
 
-_MOVES = frozenset(
-    """
-    bfloat16 clone contiguous double expand flatten float getitem half moveaxis movedim permute
-    ravel reshape squeeze swapaxes to transpose unflatten unsqueeze view
-    """.split()
-)
-
-
 class GradientForm(Interception):
     """Carry coefficients; see the module's docstring."""
 
@@ -75,15 +68,12 @@ class GradientForm(Interception):
         # by a weak reference: a cycle would keep the model alive until the garbage collector runs
         self._probes = Probes(probes, weakref.proxy(self))
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
-        # rules that are not proportional to x send relevance, not a coefficient: it is carried by
-        # the gradient of a tensor of zeros beside each model input
         self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
         self.sources = (*self.leaves, *self.carriers)
         stand_ins = tuple(leaf.clone() for leaf in self.leaves)
         self._origins.note(stand_ins)
-        self._carried = [
-            (x, x._version, carrier) for x, carrier in zip(stand_ins, self.carriers, strict=True)
-        ]
+        self._beside = Carriers(zip(stand_ins, self.carriers, strict=True))
+        first_layers.mark(stand_ins)
         return stand_ins
 
     def seed(self, score: Tensor) -> Tensor:
@@ -140,7 +130,7 @@ class GradientForm(Interception):
 
     def release(self) -> None:
         """Let go of the tensors of the pass: their graph holds what notes relevance."""
-        self._carried.clear()
+        self._beside.clear()
         self.leaves = self.carriers = self.sources = ()
         del self._probes
 
@@ -259,32 +249,16 @@ class GradientForm(Interception):
         out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **options))
         return x.copy_(out) if operations.writes(func, args, kwargs) else out
 
-    def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Move values; a carrier moves with the input it stands beside."""
-        out = func(*args, **kwargs)
-        x = args[0] if args else kwargs.get("input")
-        carrier = self._carrier(x) if isinstance(x, Tensor) else None
-        if carrier is not None and func.__name__.strip("_") in _MOVES and out is not x:
-            moved = func(carrier, *args[1:], **rest(kwargs))
-            self._carried.append((out, out._version, moved))
-        return out
-
-    def reads_input(self, x: Tensor) -> bool:
-        """Return whether ``x`` is an input of the model as it is, or only moved."""
-        return self._carrier(x) is not None
+    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+        """Return what lets carriers follow an operation that reads inputs."""
+        return self._beside.following(func, args, kwargs)
 
     def carrier_of(self, site: Site) -> Tensor | None:
         """Return what collects the relevance of an input beside it, None if ``site`` reads none."""
-        carrier = self._carrier(site.x)
+        carrier = self._beside.of(site.x)
         site.reads_input = carrier is not None
         self._direct_sites.append(site)
         return carrier
-
-    def _carrier(self, x: Tensor) -> Tensor | None:
-        for tensor, version, carrier in reversed(self._carried):
-            if tensor is x and version == x._version:
-                return carrier
-        return None
 
     # probes --------------------------------------------------------------------------------------
 
@@ -326,7 +300,7 @@ class GradientForm(Interception):
 
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
-        carrier = self._carrier(t)
+        carrier = self._beside.of(t)
         if carrier is not None:
             noting = CarrierProbeStep.apply(carrier, lambda R: note(R / self._scale))
-            self._carried.append((copy, copy._version, noting))
+            self._beside.put(copy, noting)

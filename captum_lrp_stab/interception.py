@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab import (
     checks,
+    first_layers,
     heads,
     marks,
     operations,
@@ -35,6 +36,7 @@ from captum_lrp_stab import (
 from captum_lrp_stab.affine import Affine, Scale
 from captum_lrp_stab.assignment import Assignment
 from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.carriers import Follow
 from captum_lrp_stab.derived import Derived
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gates import Operands
@@ -140,9 +142,9 @@ class Interception(TorchFunctionMode, ABC):
         """Return ``x``, which holds copies of what an operation reads."""
         return x
 
-    def reads_input(self, x: Tensor) -> bool:
-        """Return whether ``x`` is an input of the model as it is, or only moved."""
-        return False
+    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+        """Return what is to be called with the result of an operation that reads inputs alone."""
+        return None
 
     def on_operands(
         self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
@@ -191,13 +193,19 @@ class Interception(TorchFunctionMode, ABC):
         if args is not own:
             live = list(filter(self.depends_on_input, tensors_in(args, kwargs)))
         operation.operands = operands = Operands(live)
+        inputs = first_layers.among(live)  # before it runs, as well
+        follow = self.following(func, args, kwargs) if inputs else None
         treatment = treatments.of(func, served) or treatments.unknown
         out = treatment(self, operation, func, args, kwargs)
         operation.operands = Operands()
         operands.keep_bases()
         if nonnegative:
             signs.mark(out)
-        return self._recorded(operation, out, args[0] if func is Tensor.__setitem__ else out, given)
+        result = args[0] if func is Tensor.__setitem__ else out
+        first_layers.note(func, result, inputs)
+        if follow is not None and not operation.fallback:
+            follow(result)
+        return self._recorded(operation, out, result, given)
 
     def _written_out(self, func: Any) -> Call | None:
         """Return the same function in single operations, None if it is one itself."""
@@ -297,7 +305,8 @@ class Interception(TorchFunctionMode, ABC):
 
     def rules_of(self, name: str, func: Any, x: Tensor) -> tuple[Rule, ...]:
         """Return the rules of a layer called ``name`` that calls ``func`` on ``x``."""
-        return self.assignment.of_layer(name, func, self.reads_input(x))
+        is_first = first_layers.is_read_by_first(x, self.operations)
+        return self.assignment.of_layer(name, func, is_first)
 
     def site(
         self,

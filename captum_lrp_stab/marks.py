@@ -6,6 +6,7 @@ A mark is kept with the tensor's version: a write makes it stale, and it says no
 - ``padded``: what it is a padding of (``treatments.layers``).
 - ``gate``, ``shift``: what it is in a product (``gates``).
 - ``nonnegative``: it has no negative element (``signs``).
+- ``input``: no layer has part in it; whether it holds values of the inputs (``first_layers``).
 - ``order``: the layer that knows the order of its values before rounding (``ties``).
 - ``cut``: the segment that has made it, or reads it, without the layer next to it (``segments``).
 - ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).

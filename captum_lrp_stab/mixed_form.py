@@ -75,8 +75,9 @@ class MixedForm(GradientForm):
         """Return ``x``, marked if it carries relevance as what it is made of does."""
         return _marked(x) if all(map(self.carries_relevance, operands)) else x
 
-    def carrier_of(self, site: Site) -> None:
-        """Return None: relevance goes to the layer's input itself."""
+    def carrier_of(self, site: Site) -> Tensor | None:
+        """Return None where relevance goes to the layer's input itself, what is beside it else."""
+        return None if self.carries_relevance(site.x) else self._beside.of(site.x)
 
     def on_operands(
         self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
@@ -103,7 +104,12 @@ class MixedForm(GradientForm):
             return args, kwargs
 
         def change(t: Tensor) -> Tensor:
-            return _from_coefficient(t) if self.carries_relevance(t) else t
+            if not self.carries_relevance(t):
+                return t
+            copy, carrier = _from_coefficient(t), self._beside.of(t)
+            if carrier is not None:
+                self._beside.put(copy, carrier)
+            return copy
 
         return operations.mapped(change, args), operations.mapped(change, kwargs)
 
@@ -116,7 +122,8 @@ class MixedForm(GradientForm):
 
     def affine(self, site: Site, call: Call) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        if not site.rule.proportional and not self.carries_relevance(site.x):
+        known = self.carries_relevance(site.x) or self._beside.of(site.x) is not None
+        if not site.rule.proportional and not known:
             raise ModelError(
                 f"layer '{site.name}': its input is written in place through a view, so that it "
                 "cannot be followed below this rule; make that operation out of place"

@@ -44,15 +44,15 @@ class ModifiedForward(GradientForm):
         """Return what collects the relevance of an input beside it.
 
         Raises:
-            RuleError: The layer does not read the model's input.
+            RuleError: The layer does not read the model's input, moved or normalised.
         """
         carrier = super().carrier_of(site)
         if carrier is None:
             raise RuleError(
                 f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
                 "that is not proportional to the layer's input, so in this form it serves layers "
-                "that read the model's input as it is; use the gradient form, or a proportional "
-                "rule such as EpsilonRule"
+                "that read the model's input, moved or normalised; use the gradient form, or a "
+                "proportional rule such as EpsilonRule"
             )
         return carrier
 
@@ -82,24 +82,19 @@ class ModifiedForward(GradientForm):
 def _denominators(
     group: Group, site: Site, x: Tensor, carrier: Tensor | None, watch: "_Watch | None"
 ) -> Tensor:
-    """Return the group's denominators, connected to x and, by the constants, to the carrier."""
+    """Return the group's denominators, connected to x, or to what collects its relevance."""
     total: Tensor | None = None
-    reads_x = False
     for term in group.terms:
         source = term.input(x)
-        if term.constant is None:
-            reads_x = True
-        else:
-            constant = term.constant.detach().expand_as(x)
+        if carrier is not None:
+            constant = source.detach().expand_as(x)
             weighted = partial(_weighted, constant, watch)
             if watch is not None:
-                watch.constants += 1
+                watch.terms += 1
             source = Step.apply(weighted, constant, carrier)
         d = term.sign * site.op.apply(source, term.weight, term.bias)
         total = d if total is None else total + d
     assert total is not None  # a group has at least one term
-    if watch is not None:
-        watch.reads_x |= reads_x
     return total
 
 
@@ -114,9 +109,8 @@ class _Watch:
     """Lets an observer see what the backward pass carries into and out of one layer."""
 
     def __init__(self, form: ModifiedForward, observer: Observer, site: Site) -> None:
-        self.beside: Tensor | None = None  # relevance of what the rule puts in the input's place
-        self.constants = 0  # how many such there are
-        self.reads_x = False  # whether the rule looks at the input itself as well
+        self.beside: Tensor | None = None  # relevance that goes beside the input
+        self.terms = 0  # of the rule, whose relevance does
         self._form, self._observer, self._site = form, observer, site
         self._upstream: Tensor | None = None
 
@@ -134,10 +128,10 @@ class _Watch:
         return copy
 
     def note(self, relevance: Tensor) -> None:
-        """Note the relevance of what stands in the input's place."""
+        """Note the relevance that a term of the rule sends beside the input."""
         self.beside = relevance if self.beside is None else self.beside + relevance
-        self.constants -= 1
-        if not self.constants and not self.reads_x:  # then nothing comes down to the input
+        self.terms -= 1
+        if not self.terms:
             self._hand_down(torch.zeros_like(self._x))
 
     def _take(self, upstream: Tensor) -> tuple[Tensor]:

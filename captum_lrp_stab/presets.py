@@ -12,66 +12,257 @@ Example:
     ['3'] EpsilonRule {'epsilon': 1e-06}
 """
 
-from collections.abc import Callable
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.errors import RuleMapError
+from captum_lrp_stab import definition
+from captum_lrp_stab.captum_bridge import Rule, described
+from captum_lrp_stab.errors import RuleMapError, RuleMapWarning
 from captum_lrp_stab.input_rules import FlatRule, ZBoxRule
-from captum_lrp_stab.layer_filter import layers_of
 from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.propagation import layers_of_pass
+from captum_lrp_stab.rule_set import Layer, Layers
 from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, ZeroRule, ZPlusRule
 
 Choice = tuple[type[Rule], dict[str, Any]]
-Layers = list[tuple[str, type[nn.Module]]]
+"""A rule class and its parameters."""
+Row = tuple[tuple[type[nn.Module], ...], Choice]
+"""Types of layers, and the rule they get."""
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named map from any model to a name_map.
+@dataclass(frozen=True, eq=False, repr=False)
+class Preset(ABC):
+    """A rule for each layer of any model, by its type and place.
+
+    Prints as the call that makes it, and equals another of the same name and arguments.
 
     Args:
-        name: What it is called.
-        build: From the names and types of a model's layers to a name_map.
-        by_type: The rule of a functional layer, which no name_map made without inputs can name:
-            from the type of the layer (``nn.Conv2d`` for ``F.conv2d``), and whether it reads the
-            model's input, to a rule class and its parameters, or None for LRP-0.
+        name: Of the function that makes it.
+        arguments: Of that call.
+
+    Raises:
+        RuleError: A rule does not take what it is given.
     """
 
     name: str
-    build: Callable[[Layers], NameMap]
-    by_type: Callable[[type[nn.Module], bool], Choice | None]
+    arguments: Mapping[str, Any]
+
+    is_by_depth = False
+    """Whether a layer's rule depends on how many layers there are."""
+
+    def __post_init__(self) -> None:
+        for rule, parameters in self.choices():
+            rule(**parameters)  # which checks them
+
+    @abstractmethod
+    def choices(self) -> tuple[Choice, ...]:
+        """Return the rules it gives, in the order of a name_map."""
+
+    @abstractmethod
+    def choice_of(self, layer: Layer, depth: int) -> Choice | None:
+        """Return the choice for a layer, None for LRP-0.
+
+        Args:
+            layer: The layer.
+            depth: How many linear layers and convolutions the model runs.
+        """
+
+    @property
+    @abstractmethod
+    def first_types(self) -> tuple[type[nn.Module], ...]:
+        """The types of layers that get a rule of their own where they are first layers."""
+
+    def rule_of(self, layer: Layer, depth: int) -> Rule | None:
+        """Return a new rule on a layer, None for LRP-0; see :meth:`choice_of`."""
+        choice = self.choice_of(layer, depth)
+        if choice is None:
+            return None
+        rule = choice[0](**choice[1])
+        rule.layer = layer.name
+        return rule
 
     def __call__(
         self, model: nn.Module, inputs: Any = None, additional_forward_args: Any = None
     ) -> NameMap:
-        """Return the name_map for ``model``.
+        """Return the name_map for ``model``; with inputs, what ``LRP(model, preset)`` does on them.
 
         Args:
             model: The model; its leaf modules get a rule.
-            inputs: With inputs, functional layers are named too, in order of execution.
+            inputs: With inputs, a forward pass shows which layers it runs, functional ones too,
+                in which order, and which of them read an input. Without, the code of the model's
+                forward says so where it can be traced; else it is the order of definition.
             additional_forward_args: Further arguments of the model.
 
         Raises:
             RuleMapError: The model has no layer the preset gives a rule to.
+
+        Warns:
+            RuleMapWarning: Which layer is the first is taken from the order of definition, where
+                that may not be the order of execution; or a layer is first in some of its uses
+                alone, and a name_map has one rule for all of them.
         """
-        name_map = self.build(layers_of(model, inputs, additional_forward_args))
+        if inputs is not None:
+            layers = layers_of_pass(model, inputs, additional_forward_args)
+        else:
+            layers = self._layers(model)
+        name_map = self._name_map(layers)
         if not name_map:
             raise RuleMapError(
                 f"preset {self.name} finds no linear layer or convolution in "
                 f"{type(model).__name__}; give inputs too if its layers are functional calls, or "
                 "a name_map"
             )
-        return [(names, rule, dict(parameters)) for names, rule, parameters in name_map]
+        return name_map
+
+    def by_definition(self, model: nn.Module) -> NameMap:
+        """Return the name_map by the order of definition alone, as zennit's composites go by it."""
+        return self._name_map(definition.by_definition(model, self.first_types))
+
+    def _layers(self, model: nn.Module) -> Layers:
+        """Return the layers of a model that is not run."""
+        defined = definition.by_definition(model, self.first_types)
+        taken = next((layer for layer in defined.uses if layer.is_first), None)
+        if taken is None or defined.depth == 1:
+            return defined
+        traced = definition.as_traced(model)
+        if traced is not None:
+            return traced
+        if taken.position or not definition.is_sequence(model, taken.name):
+            _warn(
+                f"preset {self.name} takes '{taken.name}' for the first layer of "
+                f"{type(model).__name__}, because it is the first that is defined: which layers "
+                "read the input cannot be told from the code of its forward. Give inputs too, "
+                "preset(model, x), or give the preset itself to LRP, which sees it in the pass"
+            )
+        return defined
+
+    def _name_map(self, layers: Layers) -> NameMap:
+        """Return the choices with the names of their layers."""
+        chosen: dict[str, Choice] = {}
+        mixed: dict[str, None] = {}
+        for layer in layers.uses:
+            choice = self.choice_of(layer, layers.depth)
+            if choice is None:
+                continue
+            if chosen.setdefault(layer.name, choice) is not choice:
+                mixed[layer.name] = None
+                chosen[layer.name] = choice if layer.is_first else chosen[layer.name]
+        if mixed:
+            _warn(
+                f"preset {self.name}: layers {', '.join(map(repr, mixed))} read an input of the "
+                "model in one of their uses and another value in another, and a name_map has one "
+                "rule for both: they get that of a first layer. Give the preset itself to LRP, "
+                "which decides for each use"
+            )
+        named = [[n for n, own in chosen.items() if own is choice] for choice in self.choices()]
+        return [
+            (names, rule, dict(parameters))
+            for names, (rule, parameters) in zip(named, self.choices(), strict=True)
+            if names
+        ]
+
+    def __repr__(self) -> str:
+        """Return the call that makes the preset, with tensors shortened to their shape."""
+        return f"{self.name}({', '.join(described(self.arguments))})"
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether another preset has the same name and equal arguments."""
+        if not isinstance(other, Preset):
+            return NotImplemented
+        theirs = other.arguments
+        return self.name == other.name and all(
+            _are_equal(value, theirs[name]) for name, value in self.arguments.items()
+        )
+
+    def __hash__(self) -> int:
+        """Return what is the same for equal presets."""
+        return hash(self.name)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuleMapWarning, stacklevel=4)
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype
+        return both and torch.equal(a, b)
+    return bool(a == b)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _ByType(Preset):
+    """The rule of a layer is that of its type, but for first layers.
+
+    Args:
+        name: See :class:`Preset`.
+        arguments: Likewise.
+        rows: By type.
+        first: Of first layers, of these types alone; None for no other rule.
+    """
+
+    rows: tuple[Row, ...]
+    first: Row | None = None
+
+    @property
+    def first_types(self) -> tuple[type[nn.Module], ...]:
+        """The types of layers that get a rule of their own where they are first layers."""
+        return () if self.first is None else self.first[0]
+
+    def choices(self) -> tuple[Choice, ...]:
+        """Return the rules it gives, in the order of a name_map."""
+        firsts = () if self.first is None else (self.first,)
+        return tuple(choice for _, choice in (*firsts, *self.rows))
+
+    def choice_of(self, layer: Layer, depth: int) -> Choice | None:
+        """Return the choice for a layer, None for LRP-0."""
+        rows = (self.first, *self.rows) if layer.is_first and self.first else self.rows
+        return next((choice for kinds, choice in rows if issubclass(layer.kind, kinds)), None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _ByDepth(Preset):
+    """The rule of a layer is that of its depth, but for first layers.
+
+    Args:
+        name: See :class:`Preset`.
+        arguments: Likewise.
+        parts: Of first layers; up to 7/16 of the depth; up to 13/16; of the rest.
+    """
+
+    parts: tuple[Choice, Choice, Choice, Choice]
+
+    is_by_depth = True
+
+    @property
+    def first_types(self) -> tuple[type[nn.Module], ...]:
+        """The types of layers that get a rule of their own where they are first layers."""
+        return types.Linear
+
+    def choices(self) -> tuple[Choice, ...]:
+        """Return the rules it gives, in the order of a name_map."""
+        return self.parts
+
+    def choice_of(self, layer: Layer, depth: int) -> Choice | None:
+        """Return the choice for a layer, None for LRP-0."""
+        if not issubclass(layer.kind, types.Linear + types.AvgPool):
+            return None
+        if layer.is_first and issubclass(layer.kind, types.Linear):
+            return self.parts[0]
+        passed = 16 * layer.position
+        return self.parts[1 if passed < 7 * depth else 2 if passed < 13 * depth else 3]
 
 
 def zero() -> Preset:
     """LRP-0 everywhere, without a stabilizer: on ReLU networks, gradient x input."""
-    return _by_type("zero", [(types.Linear + types.AvgPool, (ZeroRule, {}))])
+    return _ByType("zero", {}, ((types.Linear + types.AvgPool, (ZeroRule, {})),))
 
 
 def epsilon(epsilon: float = 1e-6) -> Preset:
@@ -80,8 +271,9 @@ def epsilon(epsilon: float = 1e-6) -> Preset:
     Args:
         epsilon: Of the epsilon rule, >= 0.
     """
-    choice = (EpsilonRule, {"epsilon": epsilon})
-    return _by_type("epsilon", [(types.Linear + types.AvgPool, choice)])
+    arguments = {"epsilon": epsilon}
+    rows = ((types.Linear + types.AvgPool, (EpsilonRule, arguments)),)
+    return _ByType("epsilon", arguments, rows)
 
 
 def epsilon_plus(epsilon: float = 1e-6) -> Preset:
@@ -92,7 +284,8 @@ def epsilon_plus(epsilon: float = 1e-6) -> Preset:
     Args:
         epsilon: Of the epsilon rule, >= 0.
     """
-    return _by_type("epsilon_plus", _convolutional((ZPlusRule, {}), epsilon))
+    rows = _convolutional((ZPlusRule, {}), epsilon)
+    return _ByType("epsilon_plus", {"epsilon": epsilon}, rows)
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6) -> Preset:
@@ -103,8 +296,9 @@ def epsilon_plus_flat(epsilon: float = 1e-6) -> Preset:
     Args:
         epsilon: Of the epsilon rule, >= 0.
     """
-    table = _convolutional((ZPlusRule, {}), epsilon)
-    return _by_type("epsilon_plus_flat", table, (types.Linear, (FlatRule, {})))
+    rows = _convolutional((ZPlusRule, {}), epsilon)
+    first: Row = (types.Linear, (FlatRule, {}))
+    return _ByType("epsilon_plus_flat", {"epsilon": epsilon}, rows, first)
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Preset:
@@ -115,8 +309,8 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Preset:
     Args:
         epsilon: Of the epsilon rule, >= 0.
     """
-    table = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
-    return _by_type("epsilon_alpha2_beta1", table)
+    rows = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
+    return _ByType("epsilon_alpha2_beta1", {"epsilon": epsilon}, rows)
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Preset:
@@ -127,8 +321,9 @@ def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Preset:
     Args:
         epsilon: Of the epsilon rule, >= 0.
     """
-    table = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
-    return _by_type("epsilon_alpha2_beta1_flat", table, (types.Linear, (FlatRule, {})))
+    rows = _convolutional((AlphaBetaRule, {"alpha": 2.0, "beta": 1.0}), epsilon)
+    first: Row = (types.Linear, (FlatRule, {}))
+    return _ByType("epsilon_alpha2_beta1_flat", {"epsilon": epsilon}, rows, first)
 
 
 def epsilon_gamma_box(
@@ -144,9 +339,10 @@ def epsilon_gamma_box(
 
     Source: zennit's composite; rules by depth as in Montavon et al. 2019, ch. 10.3.
     """
-    table = _convolutional((GammaRule, {"gamma": gamma}), epsilon)
+    rows = _convolutional((GammaRule, {"gamma": gamma}), epsilon)
+    arguments = {"low": low, "high": high, "epsilon": epsilon, "gamma": gamma}
     box = (ZBoxRule, {"low": low, "high": high})
-    return _by_type("epsilon_gamma_box", table, (types.Convolution, box))
+    return _ByType("epsilon_gamma_box", arguments, rows, (types.Convolution, box))
 
 
 def lrp_tutorial(
@@ -154,10 +350,10 @@ def lrp_tutorial(
 ) -> Preset:
     """The rules zB, gamma, epsilon and zero by depth, in VGG16's proportions.
 
-    Of the linear layers and convolutions, the first gets zB, those up to 7/16 of the depth gamma,
-    up to 13/16 epsilon, and the rest zero. On VGG16 this is the map by leaf index 0, 1-16, 17-30
-    and 31-38. Average pools get the rule of the depth they stand at. Functional layers whose depth
-    is not known get the epsilon rule; call the preset with inputs to have them counted.
+    Of the linear layers and convolutions, in the order in which they run, first layers get zB,
+    those up to 7/16 of the depth gamma, up to 13/16 epsilon, and the rest zero. On VGG16 this is
+    the map by leaf index 0, 1-16, 17-30 and 31-38. Average pools get the rule of the depth they
+    stand at.
 
     Args:
         low: Smallest possible input, see :class:`captum_lrp_stab.ZBoxRule`.
@@ -167,64 +363,19 @@ def lrp_tutorial(
 
     Source: Montavon et al. 2019, ch. 10.3 and its tutorial.
     """
-    choices: list[Choice] = [
+    parts: tuple[Choice, Choice, Choice, Choice] = (
         (ZBoxRule, {"low": low, "high": high}),
         (GammaRule, {"gamma": gamma}),
         (EpsilonRule, {"epsilon": epsilon}),
         (ZeroRule, {}),
-    ]
-
-    def build(layers: Layers) -> NameMap:
-        bearing = [layer for layer in layers if issubclass(layer[1], types.Linear + types.AvgPool)]
-        total = sum(issubclass(kind, types.Linear) for _, kind in bearing)
-        parts: list[list[str]] = [[], [], [], []]
-        passed = 0
-        for name, kind in bearing:
-            part = 1 if 16 * passed < 7 * total else 2 if 16 * passed < 13 * total else 3
-            if issubclass(kind, types.Linear):
-                part = 0 if passed == 0 else part
-                passed += 1
-            parts[part].append(name)
-        named = [list(dict.fromkeys(names)) for names in parts]
-        return [(n, *choice) for n, choice in zip(named, choices, strict=True) if n]
-
-    def by_type(kind: type[nn.Module], reads_input: bool) -> Choice | None:
-        if not issubclass(kind, types.Linear + types.AvgPool):
-            return None
-        return choices[0] if reads_input and issubclass(kind, types.Linear) else choices[2]
-
-    return Preset("lrp_tutorial", build, by_type)
+    )
+    arguments = {"low": low, "high": high, "gamma": gamma, "epsilon": epsilon}
+    return _ByDepth("lrp_tutorial", arguments, parts)
 
 
-def _convolutional(convolution: Choice, epsilon: float) -> list[tuple[tuple[Any, ...], Choice]]:
-    return [
+def _convolutional(convolution: Choice, epsilon: float) -> tuple[Row, ...]:
+    return (
         (types.AvgPool, (EpsilonRule, {"epsilon": 1e-6})),
         (types.Convolution, convolution),
         (types.FullyConnected, (EpsilonRule, {"epsilon": epsilon})),
-    ]
-
-
-def _by_type(
-    name: str,
-    table: list[tuple[tuple[Any, ...], Choice]],
-    first: tuple[tuple[Any, ...], Choice] | None = None,
-) -> Preset:
-    """Return a preset that chooses by the type of layer, with another rule for the first one."""
-
-    def by_type(kind: type[nn.Module], is_first: bool) -> Choice | None:
-        rows = [first, *table] if first is not None and is_first else table
-        return next((choice for wanted, choice in rows if issubclass(kind, wanted)), None)
-
-    def build(layers: Layers) -> NameMap:
-        firsts = () if first is None else first[0]
-        special = next((layer for layer, kind in layers if issubclass(kind, firsts)), None)
-        named: dict[int, list[str]] = {}
-        order = [] if first is None else [first[1]]
-        order += [choice for _, choice in table]
-        for layer, kind in dict(layers).items():
-            choice = by_type(kind, layer == special)
-            if choice is not None:
-                named.setdefault(id(choice), []).append(layer)
-        return [(named[id(choice)], *choice) for choice in order if id(choice) in named]
-
-    return Preset(name, build, by_type)
+    )

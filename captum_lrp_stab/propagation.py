@@ -25,7 +25,7 @@ from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.rule_set import RuleSet
+from captum_lrp_stab.rule_set import Layers, RuleSet
 from captum_lrp_stab.sites import Operation
 
 
@@ -157,9 +157,10 @@ def propagate_many(
         left_out = heads.to_skip(mode.operations) if skips_head else frozenset()
         if left_out or mode.stretch is not None:  # known now, and not before
             del output  # and its graph, before there is another
-            ran, known = mode.operations, mode.assignment.serving
+            ran, known = mode.operations, mode.assignment
             mode = _second(mode, form)(model, *rule_sets)
-            mode.left_out, mode.assignment.serving = left_out, known
+            mode.left_out = left_out
+            mode.assignment.know(known)
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
             if left_out:
                 heads.check_same(ran, mode.operations)
@@ -230,13 +231,29 @@ def operations_of(
         InputError: An input is not a finite floating-point tensor.
         ModelError: The model cannot be followed.
     """
+    return _planned(model, inputs, additional_forward_args, rule_set).operations
+
+
+def layers_of_pass(model: nn.Module, inputs: Any, additional_forward_args: Any) -> Layers:
+    """Return each use of a layer that takes a rule, from a forward pass alone.
+
+    Raises:
+        InputError: An input is not a finite floating-point tensor.
+        ModelError: The model cannot be followed.
+    """
+    return _planned(model, inputs, additional_forward_args, RuleSet({})).assignment.layers
+
+
+def _planned(
+    model: nn.Module, inputs: Any, additional_forward_args: Any, rule_set: RuleSet
+) -> GradientForm:
     checks.check_model(model)
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
     mode = GradientForm(model, rule_set)
     with torch.inference_mode(False), torch.enable_grad():
         _forward(mode, model, xs, additional_forward_args, whole=True)
-    return mode.operations
+    return mode
 
 
 _CHECKPOINT = (

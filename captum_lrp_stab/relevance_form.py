@@ -82,7 +82,9 @@ class RelevanceForm(GradientForm):
 
         if self.observer is not None:
             self.observer.forward(site.operation, x, z, z)
-        return Step.apply(backward, z, site.x)  # type: ignore[no-any-return]
+        carrier = None if site.rule.proportional else self._beside.of(site.x)
+        below = site.x if carrier is None else carrier
+        return Step.apply(backward, z, below)  # type: ignore[no-any-return]
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)``; relevance passes unchanged."""

@@ -36,8 +36,8 @@ class Inside(GradientForm):
         self.turn, self.optimize, self.store = outer.turn, outer.optimize, outer.store
         self.segment = segment
 
-    def begin(self, inputs: Iterable[Tensor], of_the_model: Iterable[bool]) -> tuple[Tensor, ...]:
-        """Return stand-ins for what depends on the model's inputs, and may be one of these."""
+    def begin(self, inputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Return stand-ins for what depends on the model's inputs."""
         self.prepare((), (), None)
         self._is_last = True
         self.leaves = self.sources = tuple(x.detach().requires_grad_() for x in inputs)
@@ -45,11 +45,6 @@ class Inside(GradientForm):
             marks.put(leaf, "cut", self.segment)
         stand_ins = tuple(leaf.clone() for leaf in self.leaves)
         self._origins.note(stand_ins)
-        self._carried = [
-            (s, s._version, torch.zeros((), dtype=s.dtype, device=s.device).expand_as(s))
-            for s, direct in zip(stand_ins, of_the_model, strict=True)
-            if direct
-        ]
         return stand_ins
 
     def carrier_of(self, site: Site) -> None:
@@ -66,7 +61,6 @@ class Use:
         unique = {id(t): t for t in tensors_in(args, kwargs) if outer.depends_on_input(t)}
         self.inputs = tuple(unique.values())
         self.form: Inside
-        self._are_inputs = tuple(map(outer.reads_input, self.inputs))
         self._stand_ins: tuple[Tensor, ...] = ()
         self._arguments: tuple[Any, Any] = (), {}
         self._given: list[Tensor] = []  # what the segment gets, to see whether it changes that
@@ -86,7 +80,7 @@ class Use:
             inputs: The values of those that depend on the model's inputs.
         """
         self.form = form
-        self._stand_ins = form.begin(inputs, self._are_inputs)
+        self._stand_ins = form.begin(inputs)
         for x, stand_in in zip(self.inputs, self._stand_ins, strict=True):
             # the layer that knows the order is still to be propagated through: it has its tensors
             marks.carry(x, stand_in, ("site", "padded"))
@@ -151,7 +145,7 @@ class Use:
     def again(self, inputs: tuple[Tensor, ...], upstream: Sequence[Tensor | None]) -> Any:
         """Run the segment again and return the coefficients of its inputs."""
         form = Inside(self.outer, self.name)
-        form.assignment.serving = self.outer.assignment.serving
+        form.assignment.know(self.outer.assignment)
         module = form.places.modules[self.name]
 
         def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,9 @@ from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.kernel import Group, Term
-from captum_lrp_stab.layer_filter import layers_of
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.mapping import Entries
-from captum_lrp_stab.presets import Choice, Preset
+from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.rules import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import Signed
@@ -46,24 +44,10 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
     checks.check_kind(model)  # before the names of the layers, which a scripted model hides
     if rules is None:
         return RuleSet(rules_on(model), on_modules=True, **options)
-    if isinstance(rules, Preset):
-        name_map: Entries = rules.build(
-            layers_of(model)
-        )  # empty where every layer is a functional call
-        options = {"by_type": partial(_new_rule, rules.by_type)} | options
-    else:
-        name_map = rules(model) if callable(rules) else rules
+    if isinstance(rules, Preset):  # which gives each layer that the pass meets its rule
+        return RuleSet({}, composite=rules, **options)
+    name_map = rules(model) if callable(rules) else rules
     return RuleSet(_translated(model, mapping.build_rules(model, name_map)), **options)
-
-
-def _new_rule(
-    choose: Callable[[type[nn.Module], bool], Choice | None],
-    kind: type[nn.Module],
-    reads_input: bool,
-) -> Rule | None:
-    """Return a new rule of a preset's choice, in each call another."""
-    choice = choose(kind, reads_input)
-    return None if choice is None else choice[0](**choice[1])
 
 
 def rules_on(model: nn.Module) -> dict[str, Rule]:

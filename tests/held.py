@@ -7,8 +7,28 @@ from captum.attr._utils import lrp_rules as captum_rules
 from layers import RULES, STABILIZERS
 from torch import nn
 
-from captum_lrp_stab import LRP, EpsilonRule, LayerLRP, PassRule, ZBoxRule, diagnose, plan
+from captum_lrp_stab import (
+    LRP,
+    EpsilonRule,
+    LayerLRP,
+    PassRule,
+    ZBoxRule,
+    diagnose,
+    plan,
+    presets,
+)
 from captum_lrp_stab import stabilizers as s
+
+PRESETS = [
+    presets.zero(),
+    presets.epsilon(0.5),
+    presets.epsilon_plus(),
+    presets.epsilon_plus_flat(),
+    presets.epsilon_alpha2_beta1(),
+    presets.epsilon_alpha2_beta1_flat(),
+    presets.epsilon_gamma_box(torch.zeros(3), 1.0),
+    presets.lrp_tutorial(-1.0, 1.0),
+]
 
 
 def by_name() -> dict[str, Any]:
@@ -25,5 +45,7 @@ def by_name() -> dict[str, Any]:
     found |= {"LRP without rules": LRP(model), "LayerLRP": LayerLRP(model, model[1], name_map)}
     by_captum = [(["0"], captum_rules.GammaRule, {"gamma": 0.1})]
     found |= {"LRP with a rule of Captum's": LRP(model, by_captum)}
+    found |= {preset.name: preset for preset in PRESETS}
+    found |= {f"LRP with {preset.name}": LRP(model, preset) for preset in PRESETS}
     found |= {"plan": plan(model, x, name_map), "diagnosis": diagnose(model, x, 0, name_map)}
     return found

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, EpsilonRule, compare
 from captum_lrp_stab.comparison import Comparison
+from captum_lrp_stab.presets import Preset
 
 TARGET = 1
 
@@ -76,7 +77,10 @@ class Case:
         return compare(self.model, self.inputs, TARGET, self.rules, self.reference, **self.options)
 
     def broken(self) -> "Case":
-        return replace(self, rules=faulty(self.rules, {self.layer: self.fault}))
+        given = self.rules
+        if isinstance(given, Preset):
+            given = given(self.model, self.inputs)
+        return replace(self, rules=faulty(given, {self.layer: self.fault}))
 
     def in_float32(self) -> "Case":
         model, reference = copy.deepcopy(self.model).float(), copy.copy(self.reference)

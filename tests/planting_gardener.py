@@ -144,8 +144,8 @@ class Gardener:
         probe = Uses(self.p.layer, False)
         self.p.run(self.p.model, (probe,))
         use = probe.reached[-1]
-        assert use.value is not None and use.relevance is not None
-        return use.value[0], use.relevance[0]
+        assert use.values[0] is not None and use.relevance is not None
+        return use.values[0], use.relevance[0]
 
     def pick(self, suits: Tensor) -> tuple[int, ...]:
         """A neuron at random of those that are marked."""

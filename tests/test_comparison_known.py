@@ -85,6 +85,9 @@ WEIGHTS = "Captum's rules change the weights alone"
 FORWARD = "modified forward pass"
 
 
+FIRST = "first layer"
+
+
 def gamma_of_captum() -> Case:
     """Where everything is positive, stock Captum's gamma rule differs in the bias alone."""
     without = {"rules": rules(STACK, GammaRule, bias="captum")}
@@ -313,6 +316,28 @@ def rewritten(rule: type, **parameters: Any) -> Case:
     return Case((FORWARD,), model, X, given, reference, ((without, ()),), "2", fault=fault)
 
 
+class Backwards(nn.Module):
+    """Layers defined in the order in which they run, or in the other."""
+
+    def __init__(self, backwards: bool = True) -> None:
+        super().__init__()
+        layers = [("stem", nn.Conv2d(3, 4, 3)), ("top", nn.Conv2d(4, 4, 3)), ("act", nn.ReLU())]
+        for name, layer in layers[::-1] if backwards else layers:
+            self.add_module(name, layer)
+        self.flat, self.head = nn.Flatten(), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.flat(self.top(self.act(self.stem(x)))))
+
+
+def defined_backwards() -> Case:
+    model, in_order = build(Backwards, 1), build(lambda: Backwards(False))
+    in_order.load_state_dict(model.state_dict())
+    reference, without = zennit.composites.EpsilonPlusFlat(), ({"model": in_order}, ())
+    given = presets.epsilon_plus_flat()
+    return Case((FIRST,), model, IMAGES, given, reference, (without,), "top")
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "gamma's bias, Captum": gamma_of_captum,
     "gamma's bias, LRP": gamma_of_lrp,
@@ -332,6 +357,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "sums, zennit": stabilized_sums,
     "merged eps, zennit": merged_in_zennit,
     "batch norm apart, LRP": apart,
+    "first layer, zennit": defined_backwards,
     "rewritten, gamma": lambda: rewritten(GammaRule, stabilizer=0.1),
     "rewritten, epsilon": lambda: rewritten(EpsilonRule, epsilon=0.1),
     "gamma's bias and sign, LRP": gamma_and_sign,

@@ -78,5 +78,10 @@ SIGNED_STABILIZER = KnownDifference(
     "the same as with epsilon, in the stabilizer of another rule: Signed on one side, Additive on "
     "the other",
 )
+FIRST_LAYER = KnownDifference(
+    "first layer",
+    "zennit's composites take the first module of the model's definition for the first layer, this "
+    "package's presets every layer that reads an input of the model",
+)
 KNOWN = tuple(value for value in list(vars().values()) if isinstance(value, KnownDifference))
 """All of them."""

@@ -21,6 +21,7 @@ from captum_lrp_stab.comparison.known import (
     BIAS_SHARE,
     CAPTUM_DEFAULTS,
     CAPTUM_SIGNS,
+    FIRST_LAYER,
     GAMMA_BIAS,
     MERGED_EPSILON,
     MODIFIED_FORWARD,
@@ -38,6 +39,7 @@ from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.kernel import Group
 from captum_lrp_stab.modified_forward import ModifiedForward
+from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.rules import EpsilonRule, GammaRule, PassRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import Additive, RootMeanSquare, Signed
@@ -181,6 +183,13 @@ def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Iterator[Tr
         yield from _by_rule(partial(_as_captum, trial.ours.model))(trial, operations)
 
 
+def _first_by_definition(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+    reference, preset = trial.reference, trial.ours.rules
+    if isinstance(reference, ZennitReference) and reference.composite is not None:
+        if isinstance(preset, Preset) and preset.first_types:
+            yield replace(trial, ours=replace(trial.ours, rules=preset.by_definition))
+
+
 def _without_stabilizers(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
     """Take the stabilizers from both sides, where they are what makes the forward pass another."""
     rewritten = isinstance(trial.reference, ModifiedForwardReference)
@@ -199,6 +208,7 @@ def _bare(rule: Rule) -> Rule:
 REMOVALS: dict[KnownDifference, Removal] = {
     NORMALISED_OUTPUT: _normalised,
     MERGED_EPSILON: _exactly_merged,
+    FIRST_LAYER: _first_by_definition,
     GAMMA_BIAS: _by_rule(_other_gamma_bias),
     SIGNED_EPSILON: _by_rule(_other_epsilon_sign),
     SIGNED_STABILIZER: _by_rule(_other_stabilizer_sign),

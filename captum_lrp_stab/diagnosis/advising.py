@@ -30,7 +30,7 @@ from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.forms import Form
 from captum_lrp_stab.mapping import NameMap
 from captum_lrp_stab.propagation import as_tuple
-from captum_lrp_stab.rule_set import Attention, RuleSet
+from captum_lrp_stab.rule_set import Attention
 from captum_lrp_stab.rules import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, StabilizerLike
 from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules
@@ -110,10 +110,13 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def _explicit(subject: Subject) -> Subject:
-    """Return the subject with a rule of its own for each layer."""
-    rule_set = subject.rule_set()
-    named = {o.name: on(o.rule, o.name) for o in subject.operations() if o.rule is not None}
-    fixed = RuleSet({**rule_set.named, **named}, rule_set.default)
+    """Return the subject with a rule of its own for each layer that has one in all of its uses."""
+    rule_set, uses = subject.rule_set(), dict[str, list[Rule]]()
+    for operation in subject.operations():
+        if operation.rule is not None:
+            uses.setdefault(operation.name, []).append(on(operation.rule, operation.name))
+    named = {name: rules[0] for name, rules in uses.items() if len(set(map(_key, rules))) == 1}
+    fixed = replace(rule_set, named={**rule_set.named, **named})
     return replace(subject, rules=None, stabilizer=None, changes=(), fixed=fixed)
 
 
