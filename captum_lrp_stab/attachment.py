@@ -133,34 +133,53 @@ def attach_rules(model: nn.Module, name_map: Entries) -> AttachedRules:
             f"{sorted(functional)[0]!r} is a functional call, and stock Captum only sees modules; "
             "leave it out, or use captum_lrp_stab.LRP"
         )
+    check_seen(model, _OURS)
     for name, module in leaf_modules(model):
-        if module is model:
-            raise RuleMapError(
-                f"the model is a single {type(model).__name__}, and stock Captum only sees the "
-                "children of a model; wrap it in torch.nn.Sequential, or use captum_lrp_stab.LRP"
-            )
-        if list(module.children()):
-            raise RuleMapError(
-                f"{name!r} ({type(module).__name__}) contains a module of its own, and stock "
-                "Captum only sees modules without children; use captum_lrp_stab.LRP"
-            )
         if name in rules:
             continue
         own = getattr(module, "rule", None)
         if isinstance(own, PropagationRule):
             rules[name] = own  # attached too, because stock Captum would delete it
             continue
-        rule = default_rule(name, module)
+        rule = default_rule(name, module, f"name it in name_map with a rule that fits, or {_OURS}")
         rule.layer = name
         rules[name] = rule
     return AttachedRules(model, rules)
 
 
-def default_rule(name: str, module: nn.Module) -> Rule:
+_OURS = "use captum_lrp_stab.LRP"
+
+
+def check_seen(model: nn.Module, remedy: str) -> None:
+    """Raise RuleMapError if stock Captum overlooks a layer of the model.
+
+    Args:
+        model: The model.
+        remedy: What to do then, in words.
+    """
+    for name, module in leaf_modules(model):
+        if module is model:
+            raise RuleMapError(
+                f"the model is a single {type(model).__name__}, and stock Captum only sees the "
+                f"children of a model; wrap it in torch.nn.Sequential, or {remedy}"
+            )
+        if list(module.children()):
+            raise RuleMapError(
+                f"{name!r} ({type(module).__name__}) contains a module of its own, and stock "
+                f"Captum only sees modules without children; {remedy}"
+            )
+
+
+def default_rule(name: str, module: nn.Module, remedy: str) -> Rule:
     """Return the rule a leaf module without one gets under stock Captum.
 
     Activations get one too: the hook Captum would put on a ReLU replaces the whole gradient of its
     input, and with it what other layers that read the same tensor send back.
+
+    Args:
+        name: The module's name.
+        module: The module.
+        remedy: What to do where there is no rule, in words.
 
     Raises:
         RuleMapError: Nothing is known about the module's type.
@@ -173,6 +192,5 @@ def default_rule(name: str, module: nn.Module) -> Rule:
     if isinstance(module, routing) or (isinstance(module, nn.Sequential) and not len(module)):
         return RoutingRule()
     raise RuleMapError(
-        f"{name!r} is a {type(module).__name__}, for which stock Captum has no rule; name it in "
-        "name_map with a rule that fits, or use captum_lrp_stab.LRP"
+        f"{name!r} is a {type(module).__name__}, for which stock Captum has no rule; {remedy}"
     )

@@ -30,10 +30,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command a page shows, and the exit status it promises."""
+    """A command a page shows, and the exit status it promises; None for any but a mistake."""
 
     arguments: tuple[str, ...]
-    status: int
+    status: int | None
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -83,12 +83,13 @@ def unchecked_python(text: str) -> list[int]:
 
 
 def commands(text: str, program: str = "captum-lrp-stab") -> list[Command]:
-    """Return the commands of the console blocks.
+    """Return the commands of the console blocks, and those that begin a row of a table.
 
     Lines that begin with ``$ `` are typed, the others are output. A ``$ echo $?`` after a command
-    promises the status in the line below it; without one the command promises 0.
+    promises the status in the line below it; without one the command promises 0. In a table it
+    promises to be no mistake.
     """
-    found = []
+    found = [Command(tuple(shlex.split(words)), None) for words in cells(text, program)]
     for block in blocks(text):
         if block.language != "console":
             continue
@@ -104,6 +105,11 @@ def commands(text: str, program: str = "captum-lrp-stab") -> list[Command]:
                 promised = int(rest[after + 1])
             found.append(Command(tuple(words[1:]), promised))
     return found
+
+
+def cells(text: str, program: str) -> list[str]:
+    """Return what follows a program's name in the first cells of tables' rows."""
+    return re.findall(rf"^\| `{program} ([^`]+)` \|", text, re.MULTILINE)
 
 
 def anchors(text: str) -> set[str]:

@@ -117,3 +117,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = command("diagnose", *SMALL, "--out", tmp_path / "file" / "folder")
     failed(result, "cannot make the folder", "--out")
+
+
+def test_stock_captum_refuses_a_model(out: Path) -> None:
+    chosen = ("--model", "efficientnet_lite0", "--weights", "none")
+    result = command("diagnose", "--form", "stock", *chosen, "--out", out)
+    failed(result, "contains a module of its own", "another form")

@@ -108,7 +108,7 @@ def test_interrupted_while_computing(name: str, monkeypatch: pytest.MonkeyPatch)
     result = command(*COMMANDS[name][0], "--out", "out")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "interrupted while computing; nothing has been written\n"
-    assert list(Path("out").iterdir()) == []
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("name", BUT_SLOW)

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from captum_lrp_stab.cli import names
+from captum_lrp_stab.cli.ending import tell
 from captum_lrp_stab.errors import ReportError
 
 if TYPE_CHECKING:
@@ -88,6 +90,22 @@ def picture_of(image: Path | None) -> "tuple[Image, str]":
         return pictures.default_picture(), pictures.DEFAULT_PICTURE
     # a name of bytes that are no text is shown by their escapes
     return pictures.read(image), image.name.encode("utf-8", "backslashreplace").decode()
+
+
+def model_of(model: str | None, by_captum: bool, output: Output) -> str:
+    """Return the name of the network, without one the usual one, or one that Captum can run.
+
+    Args:
+        model: What the user gave.
+        by_captum: Whether stock Captum is to run it.
+        output: Whether to say which it is where it is not the usual one.
+    """
+    usual, simple = names.OFFLINE
+    if model is not None or not by_captum:
+        return model or usual
+    if not output.quiet:
+        tell(f"stock Captum cannot run {usual}; this is {simple}, --model takes another")
+    return simple
 
 
 def load(model: str, weights: str, seed: int, output: Output) -> "Classifier":

@@ -40,7 +40,7 @@ def compare(
             autocompletion=completing(names.REFERENCES),
         ),
     ] = "zennit",
-    model: options.ModelOption = names.OFFLINE[0],
+    model: options.ModelOrUsualOption = None,
     weights: options.WeightsOption = "DEFAULT",
     target: options.TargetOption = None,
     rules: options.RulesOption = "epsilon_gamma_box",
@@ -84,17 +84,18 @@ def compare(
     with ending() as course:
         from captum_lrp_stab import choices, comparison, forms
         from captum_lrp_stab.comparison import report
+        from captum_lrp_stab.comparison.captum_reference import CaptumReference
         from captum_lrp_stab.comparison.references import reference_of
         from captum_lrp_stab.prepared import prepare
-        from captum_lrp_stab.report import make_folder
 
         chosen, treated = reference_of(reference), choices.attention_of(attention)
         stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
         forms.form_of(form)
         choices.dtype_of(dtype)
         picture, title = common.picture_of(image)
-        make_folder(out)  # or fail now, not after minutes of work
-        classifier = common.load(model, weights, seed, output)
+        course.make_folder(out)
+        name = common.model_of(model, isinstance(chosen, CaptumReference), output)
+        classifier = common.load(name, weights, seed, output)
         course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
         with common.progress(None, output) as step, warnings.catch_warnings(record=True) as caught:

@@ -33,7 +33,7 @@ _FORMS = (*names.FORMS, names.STOCK)
 
 def diagnose(
     image: options.ImageArgument = None,
-    model: options.ModelOption = names.OFFLINE[0],
+    model: options.ModelOrUsualOption = None,
     weights: options.WeightsOption = "DEFAULT",
     target: options.TargetOption = None,
     rules: options.RulesOption = "lrp_tutorial",
@@ -89,7 +89,6 @@ def diagnose(
         from captum_lrp_stab.diagnosis.advising import check_tolerance
         from captum_lrp_stab.diagnosis.locating import check_threshold
         from captum_lrp_stab.prepared import prepare
-        from captum_lrp_stab.report import make_folder
 
         stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
         treated = choices.attention_of(attention)
@@ -103,8 +102,9 @@ def diagnose(
         check_threshold(threshold)
         check_tolerance(tolerance)
         picture, title = common.picture_of(image)
-        make_folder(out)  # or fail now, not after minutes of work
-        classifier = common.load(model, weights, seed, output)
+        course.make_folder(out)
+        name = common.model_of(model, form == names.STOCK, output)
+        classifier = common.load(name, weights, seed, output)
         course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
         preset = choices.preset_of(rules, classifier.preprocessing)

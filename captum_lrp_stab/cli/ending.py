@@ -7,7 +7,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,24 @@ class Course:
 
     def __init__(self) -> None:
         self.now = "interrupted while loading; nothing has been written"
+        self._made: list[Path] = []  # folders, the inner ones first
+
+    def make_folder(self, folder: Path) -> None:
+        """Make the folder of a report: where that fails, before minutes of work.
+
+        Raises:
+            ReportError: It cannot be made.
+        """
+        from captum_lrp_stab.report import make_folder
+
+        self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        make_folder(folder)
+
+    def remove_empty(self) -> None:
+        """Remove the folders made for a report that came to nothing."""
+        for path in self._made:
+            with suppress(OSError):  # there is something in it
+                path.rmdir()
 
 
 @contextmanager
@@ -52,6 +71,8 @@ def ending() -> Iterator[Course]:
     except KeyboardInterrupt:
         tell(course.now)
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        course.remove_empty()
 
 
 COMPUTING = "interrupted while computing; nothing has been written"

@@ -153,7 +153,7 @@ def _one(
     from captum_lrp_stab.investigation import investigate as run_investigation
 
     picture, title = common.picture_of(image)
-    report.make_folder(asked.out)  # or fail now, not after minutes of work
+    course.make_folder(asked.out)
     classifier = common.load(asked.model, asked.weights, asked.seed, output)
     course.now = COMPUTING
     with common.progress(len(asked.names), output) as step:

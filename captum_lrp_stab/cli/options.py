@@ -18,6 +18,14 @@ ImageArgument = Annotated[
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help=MODELS, autocompletion=completing(names.models))]
+ModelOrUsualOption = Annotated[
+    str | None,
+    typer.Option(
+        help=MODELS,
+        show_default=f"{names.OFFLINE[0]}; for stock Captum {names.OFFLINE[1]}",
+        autocompletion=completing(names.models),
+    ),
+]
 WeightsOption = Annotated[
     str,
     typer.Option(

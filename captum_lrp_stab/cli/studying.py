@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from captum_lrp_stab import report
 from captum_lrp_stab.cli import common, helping
 from captum_lrp_stab.cli.ending import Course, written_whole
 from captum_lrp_stab.errors import InputError
@@ -28,7 +27,7 @@ def study(
     if not paths:
         raise InputError("--epsilon is for a study of pictures; give image files or a folder")
     found = files.find(paths, leave_out=asked.out)
-    report.make_folder(asked.out)
+    course.make_folder(asked.out)
     again = "the same command without --fresh" if fresh else "the same command"
     begun = 0
 

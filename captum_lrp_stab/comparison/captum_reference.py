@@ -14,13 +14,12 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.attachment import AttachedRules, default_rule
+from captum_lrp_stab.attachment import AttachedRules, check_seen, default_rule
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
 from captum_lrp_stab.comparison.reference import TINY, Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.complex_values import has_complex_weights, total
-from captum_lrp_stab.errors import RuleMapError
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.propagation import score_of
 from captum_lrp_stab.rules import (
@@ -46,6 +45,9 @@ class CaptumReference(Reference):
             z + 1e-9 sign z: max pools, average pools, batch norms, Captum's own additions.
     """
 
+    #: What to do where stock Captum cannot run the model, in words.
+    remedy = "compare with another reference, such as 'float64', or take another model"
+
     def __init__(self, own_rules: bool = True, exact_defaults: bool = False) -> None:
         self.own_rules = own_rules
         self.exact_defaults = exact_defaults or not own_rules
@@ -58,17 +60,13 @@ class CaptumReference(Reference):
         values it computes on the way are those of manipulated weights, and say nothing.
 
         Raises:
-            RuleMapError: Captum has no rule for a leaf module, and nor has this package; or the
-                model has no children.
+            RuleMapError: Captum has no rule for a leaf module, and nor has this package; or it
+                overlooks a layer.
         """
         subject = subject.copied()
         model, names = subject.model, [operation.name for operation in operations]
         modules = dict(model.named_modules())
-        if "" in dict(leaf_modules(model)):
-            raise RuleMapError(
-                f"the model is a single {type(model).__name__}, and stock Captum only sees the "
-                "children of a model; wrap it in torch.nn.Sequential"
-            )
+        check_seen(model, self.remedy)
         # Captum's module for additions is a leaf to Captum, and an operation in a module to us
         ends = {name: name.removesuffix(".add_0") for name in names}
         ends = {n: m for n, m in ends.items() if isinstance(modules.get(m), Addition_Module)}
@@ -133,7 +131,7 @@ class CaptumReference(Reference):
             elif isinstance(module, (*types.RuleBearing, Addition_Module)):
                 found[name] = ZeroRule(where_not_0)
             else:
-                found[name] = default_rule(name, module)
+                found[name] = default_rule(name, module, self.remedy)
         return found
 
     def _attach(self, model: nn.Module, rules: dict[str, PropagationRule]) -> None:

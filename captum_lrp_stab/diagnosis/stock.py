@@ -32,6 +32,8 @@ NAME = "stock"
 class _WatchedDriver(captum_reference.CaptumReference):
     """Stock Captum with this package's rules, each of which tells an observer."""
 
+    remedy = "take another form, such as 'gradient', or another model"
+
     def __init__(self, observer: Observer) -> None:
         super().__init__(own_rules=False)
         self._observer = observer
@@ -76,8 +78,8 @@ def watch_stock(subject: Subject) -> Watched:
     """Run stock Captum on a copy of the model and look at every layer with a rule.
 
     Raises:
-        RuleMapError: Captum has no rule for a leaf module, and nor has this package; or the model
-            has no children.
+        RuleMapError: Captum has no rule for a leaf module, and nor has this package; or it
+            overlooks a layer.
         ReferenceFailedError: Captum raised an error of its own.
     """
     operations = subject.operations()
