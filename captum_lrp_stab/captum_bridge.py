@@ -29,7 +29,10 @@ Backward = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Step(torch.autograd.Function):
-    """A value whose backward pass is a given function instead of its derivative."""
+    """A value whose backward pass is a given function instead of its derivative.
+
+    The function must hold no tensor with a node of the graph (see ``steps``).
+    """
 
     @staticmethod
     def forward(ctx: Any, backward: Backward, z: Tensor, *inputs: Tensor) -> Tensor:

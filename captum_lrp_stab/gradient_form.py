@@ -130,9 +130,11 @@ class GradientForm(Interception):
 
     def release(self) -> None:
         """Let go of the tensors of the pass: their graph holds what notes relevance."""
+        super().release()
         self._beside.clear()
-        self.leaves = self.carriers = self.sources = ()
-        del self._probes
+        self._direct_sites.clear()
+        self.leaves = self.carriers = ()
+        self._probes = Probes((), weakref.proxy(self))
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)
@@ -246,7 +248,8 @@ class GradientForm(Interception):
     def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a rectifier as an activation, in place where it is."""
         x, options = first(args, kwargs), rest(kwargs)
-        out = self.activation(x, 0.0, lambda z: func(z.clone(), *args[1:], **options))
+        further = args[1:]  # not args in a function that the graph keeps: see FactorStep
+        out = self.activation(x, 0.0, lambda z: func(z.clone(), *further, **options))
         return x.copy_(out) if operations.writes(func, args, kwargs) else out
 
     def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:

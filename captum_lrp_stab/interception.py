@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,15 @@ from captum_lrp_stab.sites import Operation, Site, count_readers
 Call = Callable[[], Tensor]
 
 
+class Connected(Protocol):
+    """What keeps a tensor with its node of the graph, while the forward pass runs."""
+
+    x: Tensor
+
+
+_Connected = TypeVar("_Connected", bound=Connected)
+
+
 def _writable(t: Tensor) -> Tensor:
     """Return what was made under no_grad so that it may be written to where it may without.
 
@@ -82,6 +91,8 @@ class Interception(TorchFunctionMode, ABC):
         self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
         self._origins = Origins()  # what depends on them
+        self._connected: list[Connected] = []  # to be cut from the graph after the forward pass
+        self._overwritten: list[Tensor] = []  # by the model, in place
 
     @property
     def rule_set(self) -> RuleSet:
@@ -245,6 +256,9 @@ class Interception(TorchFunctionMode, ABC):
                     f"operation '{operation.name}' gives a {kind} tensor, through which relevance "
                     "cannot be followed; make the model compute with dense tensors"
                 )
+        for t in results:
+            if t._version:
+                self.overwrote(t)
         self._list(operation, results, given)
         return self.on_result(operation, out, result)
 
@@ -256,8 +270,8 @@ class Interception(TorchFunctionMode, ABC):
 
     def restart(self) -> None:
         """Forget a pass, but what the rules of modules serve, before another one."""
+        Interception.release(self)
         self.operations, self._count = [], 0
-        self._origins.clear()
         self.assignment.restart()
 
     def adopt(self, other: Interception) -> None:
@@ -281,8 +295,41 @@ class Interception(TorchFunctionMode, ABC):
         for t in tensors_in((output,), {}):
             self.depends_on_input(t)  # which lists what nobody has seen that made it
         self.operations = reach.settled(self.operations, output, whole)
-        self._origins.clear()
         count_readers(tensors_in((output,), {}))
+        self._disconnect()
+
+    def release(self) -> None:
+        """Let go of the graph, after the pass or after an exception in it.
+
+        Nodes of the graph hold this form and the layers, and nothing frees a cycle that leads back
+        to a node: the garbage collector does not see what the graph holds. An operation that writes
+        in place makes one of every tensor that is kept with its node, ``x += conv(x)`` of the x
+        that the convolution has read.
+        """
+        self.sources = ()
+        for operation in self.operations:
+            operation.nodes = None
+        self._disconnect()
+        for t in self._overwritten:  # an operation of torch's own may have kept what it was
+            (t if t._base is None else t._base).detach_()
+        self._overwritten.clear()
+
+    def _disconnect(self) -> None:
+        """Let go of nodes, and cut what is kept beside the graph from it."""
+        self._origins.clear()
+        for one in self._connected:
+            one.x = one.x.detach()
+        self._connected.clear()
+
+    def overwrote(self, t: Tensor) -> None:
+        """Note a tensor that has been written to in place, with what depends on an input."""
+        self._origins.note([t])
+        self._overwritten.append(t)
+
+    def connected(self, one: _Connected) -> _Connected:
+        """Return what reads a tensor of the graph, to be cut from it after the forward pass."""
+        self._connected.append(one)
+        return one
 
     # what treatments ask -------------------------------------------------------------------------
 
@@ -326,7 +373,7 @@ class Interception(TorchFunctionMode, ABC):
             scale: A batch norm that is one layer with it.
         """
         several = self.has_several and self.optimize
-        return Site(
+        site = Site(
             operation,
             op,
             rules,
@@ -338,6 +385,7 @@ class Interception(TorchFunctionMode, ABC):
             store=self.store,
             memo=Memo(rules, self.turn) if several else None,
         )
+        return self.connected(site)
 
     def serve(self, site: Site, call: Call) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""

@@ -130,7 +130,7 @@ class MixedForm(GradientForm):
             )
         if not self._below:
             if site.rule.proportional and self.carries_relevance(site.x):  # of a merged layer
-                site = replace(site, x=_from_coefficient(site.x))
+                site = self.connected(replace(site, x=_from_coefficient(site.x)))
             return super().affine(site, call)
         with torch.no_grad():
             z = call()

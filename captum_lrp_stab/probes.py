@@ -6,7 +6,7 @@ the layer wrote over its copy. A tensor that is given twice is one copy.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -85,8 +85,8 @@ class Form(Protocol):
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
 
-    def known(self, t: Tensor) -> Tensor:
-        """Return a value that is no operation's, but made here of what depends on an input."""
+    def overwrote(self, t: Tensor) -> None:
+        """Note a tensor that has been written to in place, with what depends on an input."""
 
 
 @dataclass
@@ -155,7 +155,7 @@ class Probes:
         for t, copy in running.copies:
             if copy._version:  # the layer wrote over it
                 originals[id(copy)] = t.copy_(copy)
-                self._form.known(t)
+                self._form.overwrote(t)
                 marks.carry(copy, t)
 
         def back(t: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Probes:
         padded = marks.get(t, "padded")
         if padded is not None:  # a layer that takes the padding as its own reads what is inside
             inside = self._copied(probe, position, padded.x)
-            mark = padded._replace(x=inside, version=inside._version)
+            mark = replace(padded, x=inside, version=inside._version)
             marks.put(copy, "padded", mark)
         self._form.branch(t, copy, lambda R: probe.note(position, R))
         return copy

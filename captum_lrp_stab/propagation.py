@@ -5,6 +5,7 @@ form as an argument.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -146,21 +147,25 @@ def propagate_many(
         return _one_by_one(*arguments, targets, rule_sets, options)
     turns = [(v, target) for v in range(len(rule_sets)) for target in targets]
     mode = form(model, *rule_sets)
-    done = []
+    done: list[Propagation] = []
     may_fail = optimize and observer is None  # what is short is so for finite values
     failed = False
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as ending:
+        ending.callback(mode.release)
         output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
         if mode.stretch is not None and len(rule_sets) > 1:
-            del mode, output
+            del output
+            mode.release()
             return _one_by_one(*arguments, targets, rule_sets, options)
         left_out = heads.to_skip(mode.operations) if skips_head else frozenset()
         if left_out or mode.stretch is not None:  # known now, and not before
             del output  # and its graph, before there is another
+            mode.release()
             ran, known = mode.operations, mode.assignment
             mode = _second(mode, form)(model, *rule_sets)
             mode.left_out = left_out
             mode.assignment.know(known)
+            ending.callback(mode.release)
             output = _run(mode, arguments, probes, observer, len(turns), optimize, store)
             if left_out:
                 heads.check_same(ran, mode.operations)
@@ -175,7 +180,6 @@ def propagate_many(
             after(done[-1])
             if turn < len(turns):
                 mode.forget_relevance()
-        mode.release()
         del output, score
     if failed:
         options |= {"rule_sets": rule_sets, "optimize": False, "store": None}
@@ -251,7 +255,8 @@ def _planned(
     xs = as_tuple(inputs)
     checks.check_inputs(xs)
     mode = GradientForm(model, rule_set)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as ending:
+        ending.callback(mode.release)
         _forward(mode, model, xs, additional_forward_args, whole=True)
     return mode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,6 @@ class Use:
             return output
         self._values = list(map(_Values, results))
         given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self._read(results))
-        for operation in form.operations:
-            operation.ordinals = frozenset()  # of another pass
-            if operation.head is None:
-                operation.function = ""  # what is behind it in the segment is not known any more
-            if operation.reached:  # from the outputs; whether these are, the whole graph says
-                operation.nodes = (given[0].grad_fn,)
         places = {id(t): new for t, new in zip(results, given, strict=True)}
         for t, new in zip(results, given, strict=True):
             marks.carry(t, new, _LEFT_BEHIND)
@@ -133,6 +128,12 @@ class Use:
         memory = Counter(map(_memory, (*self._stand_ins, *results)))
         outer.note_shared(self.name, given, [memory[_memory(t)] > 1 for t in results])
         self._end()
+        for operation in form.operations:
+            operation.ordinals = frozenset()  # of another pass
+            if operation.head is None:
+                operation.function = ""  # what is behind it in the segment is not known any more
+            if operation.reached:  # from the outputs; whether these are, the whole graph says
+                operation.nodes = (given[0].grad_fn,)
         return mapped(lambda t: places.get(id(t), t), output)
 
     def _read(self, results: Sequence[Tensor]) -> list[Tensor]:
@@ -152,8 +153,9 @@ class Use:
             # hooks of the user's have been there: the arguments kept are what they made
             return given if name == self.name else form.on_input(name, args, kwargs)
 
-        with torch.enable_grad():
+        with torch.enable_grad(), ExitStack() as ending:
             given = self.begin(form, inputs)
+            ending.callback(self._end)
             # what such hooks get, and may write to
             spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
             args, kwargs = self._with(spare)
@@ -169,7 +171,6 @@ class Use:
             pairs = [(t, c) for t, c in zip(results, upstream, strict=True) if c is not None]
             outputs, coefficients = zip(*pairs, strict=True)
             found = torch.autograd.grad(outputs, form.leaves, coefficients, allow_unused=True)
-        self._end()
         return found
 
     def _end(self) -> None:
@@ -210,7 +211,7 @@ class _SegmentStep(torch.autograd.Function):
         """Return the outputs."""
         ctx.set_materialize_grads(False)  # through what nobody reads no coefficient passes
         ctx.use = use
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*(x.detach() for x in inputs))  # see steps
         return tuple(t.clone() if t._is_view() else t for t in outputs)
 
     @staticmethod

@@ -1,4 +1,11 @@
-"""The nodes of the autograd graph whose backward pass is this package's own, in gradient form."""
+"""The nodes of the autograd graph whose backward pass is this package's own, in gradient form.
+
+What a node keeps has no node of its own. A tensor the model writes over in place, as in
+``x += f(x)``, is by then made by the nodes that have read it: if one of them kept it with its node,
+the two would keep each other, and all the activations of the pass, for ever, because the garbage
+collector does not see what the graph holds. A detached tensor shares the version that tells
+autograd of such a write.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +36,7 @@ class RuleStep(torch.autograd.Function):
         if z._is_view():  # an in-place operation on the output of a Function must not meet a view
             z = z.clone()
         site.keep(z)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x.detach())
         ctx.site, ctx.form, ctx.has_carrier = site, form, carrier is not None
         return z
 
@@ -52,7 +59,7 @@ class RuleStep(torch.autograd.Function):
 
 
 class FactorStep(torch.autograd.Function):
-    """An activation whose backward pass multiplies by g(z) / z."""
+    """An activation whose backward pass multiplies by g(z) / z; ``g`` must not hold z either."""
 
     @staticmethod
     def forward(
@@ -67,7 +74,7 @@ class FactorStep(torch.autograd.Function):
         y = g(z)
         if kept is not None:  # g has written over z
             ctx.mark_dirty(z)
-        ctx.save_for_backward(z if kept is None else kept)
+        ctx.save_for_backward(z.detach() if kept is None else kept)
         ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
         ctx.slope, ctx.g, ctx.site = slope, g, site
         return y

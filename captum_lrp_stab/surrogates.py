@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import operations
+from captum_lrp_stab import describe, operations
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 
@@ -109,7 +109,8 @@ def group_norm(
     """Return ``F.group_norm`` of the arguments."""
     z = F.group_norm(input.detach(), num_groups, weight, bias, eps)
     rows = (len(input), num_groups, input[:1].numel() // num_groups)
-    return _normalised(input, z, rows, _per_channel(weight, input), eps)
+    weight = None if weight is None else _per_channel(weight, input)
+    return _normalised(input, z, rows, weight, eps)
 
 
 def instance_norm(
@@ -122,16 +123,56 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return ``F.instance_norm`` of the arguments; with running statistics it is linear anyway."""
+    """Return ``F.instance_norm`` of the arguments; with running statistics it is a batch norm."""
     if not use_input_stats:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
     z = F.instance_norm(input.detach(), weight=weight, bias=bias, eps=eps)
     rows = (*input.shape[:2], math.prod(input.shape[2:]))
-    return _normalised(input, z, rows, _per_channel(weight, input), eps)
+    weight = None if weight is None else _per_channel(weight, input)
+    return _normalised(input, z, rows, weight, eps)
 
 
-def _per_channel(weight: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if weight is None else weight.reshape(1, -1, *(1,) * (x.dim() - 2))
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return ``F.batch_norm`` of the arguments in eval mode, where it is linear.
+
+    Torch's own backward pass on a CPU gives wrong numbers for a batch of one, where what it is
+    handed is strided otherwise than the input, as behind a transposition.
+    """
+    given = input.detach(), running_mean, running_var, weight, bias
+    factor = _per_channel(describe.of_call(F.batch_norm, given, {"eps": eps}).weight, input)
+    dtype = input.dtype  # not input itself, which the model may write over: see steps
+    z = F.batch_norm(*given, eps=eps)
+    return Step.apply(lambda c: ((c * factor).to(dtype),), z.detach(), input)  # type: ignore[no-any-return]
+
+
+def batch_norm_by_data(
+    input: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return the same in single operations, where scale or shift depend on the input."""
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return input * _per_channel(scale, input) + _per_channel(shift, input)
+
+
+def _per_channel(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.reshape(1, -1, *(1,) * (x.dim() - 2))
 
 
 def _normalised(
@@ -156,12 +197,13 @@ def _normalised(
     spread = wide - wide.mean(-1, keepdim=True) if centred else wide
     scale = torch.rsqrt(spread.square().mean(-1, keepdim=True) + eps)
     factor = None if weight is None else weight.detach()
+    shape, dtype = x.shape, x.dtype  # not x itself, which the model may write over: see steps
 
     def backward(c: Tensor) -> tuple[Tensor]:
         c = c if factor is None else c * factor
         c = c.reshape(rows) * scale
         c = c - c.mean(-1, keepdim=True) if centred else c
-        return (c.reshape(x.shape).to(x.dtype),)
+        return (c.reshape(shape).to(dtype),)
 
     return Step.apply(backward, z.detach(), x)  # type: ignore[no-any-return]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import complex_values, describe, gates, marks
+from captum_lrp_stab import complex_values, describe, gates, marks, surrogates
 from captum_lrp_stab.affine import Convolution, Pad, Scale
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.sites import Operation, current_site, is_mergeable
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]
 
 
-class Padded(NamedTuple):
+@dataclass(eq=False)
+class Padded:
     """What a tensor is a padding of."""
 
     x: Tensor
@@ -93,7 +94,7 @@ def batch_norm(
         )
     if any(map(operation.operands.has, others(args, kwargs))):
         operation.fallback = "its scale or its shift depend on the input"
-        return func(*args, **kwargs)
+        return surrogates.batch_norm_by_data(**bound)
     site = current_site(x)
     if site is not None and site.turn is not mode.turn:
         site = None  # of an earlier pass
@@ -116,7 +117,7 @@ def batch_norm(
         return mode.on_merge(one, lambda: func(*args, **kwargs))
     rules = mode.rules_of(name, func, x)
     if not rules:
-        return mixing(mode, operation, func, args, kwargs)
+        return mixing(mode, operation, surrogates.batch_norm, args, kwargs)
     op = describe.of_call(func, args, kwargs)
     site = mode.site(operation, op, rules, x)
     return mode.serve(site, lambda: func(*args, **kwargs))
@@ -139,7 +140,7 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     padding = bound.get("mode", "constant")
     if padding != "constant" or not bound.get("value"):
         padded = Padded(x, x._version, Pad(tuple(bound["pad"]), padding), operation)
-        marks.put(out, "padded", padded)
+        marks.put(out, "padded", mode.connected(padded))
     else:
         operation.treatment = "moved, beside a constant"
     return out

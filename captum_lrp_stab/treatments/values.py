@@ -129,7 +129,8 @@ def activation(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
     """Run an element-wise activation with g(0) = 0: relevance passes by the factor g(z) / z."""
-    x, options, operands = first(args, kwargs), rest(kwargs), operation.operands
+    x, further, options = first(args, kwargs), args[1:], rest(kwargs)
+    operands = operation.operands
     kind = operands.gate(x) if operands.is_factor(x) else None
     alone = operands.has(x) and not any(map(operands.has, others(args, kwargs)))  # not so 2 ** y
     if alone and kind is None and activations.is_inverse(func, args, kwargs):
@@ -149,7 +150,7 @@ def activation(
         kind = gates.of_activation(canonical_name(func), x, bounds)
 
     def g(z: Tensor) -> Any:
-        return func(z, *args[1:], **options)
+        return func(z, *further, **options)  # not args, which hold x: see FactorStep
 
     if not operations.writes(func, args, kwargs):
         return gates.marked(mode.activation(x, slope, g), kind)
