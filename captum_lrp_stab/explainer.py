@@ -8,11 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
+from captum._utils.common import _format_additional_forward_args
 from captum.attr._utils.attribution import GradientAttribution
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_stab import checks, derived, segments
 from captum_lrp_stab import fallbacks as plain_gradients
+from captum_lrp_stab.batching import Batch, Piece, Run, in_pieces
 from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
     FallbackWarning,
@@ -31,6 +34,7 @@ from captum_lrp_stab.propagation import (
     coarsest_dtype,
     propagate,
     propagate_many,
+    score_of,
 )
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.segments import SegmentedForm
@@ -114,6 +118,45 @@ class Explainer:
         if self._rule_set is None:
             return rule_set_of(self.model, None, **self._options())
         return replace(self._rule_set, **self._options())
+
+    def compute_convergence_delta(self, attributions: Any, output: Tensor) -> Tensor:
+        """Return the score less the sum of relevance, for each sample.
+
+        Args:
+            attributions: The relevance of an input, or a tuple of them.
+            output: The score, shape ``(N,)``.
+
+        Raises:
+            InputError: They have different numbers of rows.
+        """
+        return delta_of(as_tuple(attributions), output, "an input")
+
+    @uncompiled
+    def _in_pieces(
+        self, size: int | None, run: Run, inputs: Any, targets: Sequence[Any], extra: Any
+    ) -> Any:
+        """Return the results of a run, or of several with so many samples each.
+
+        Args:
+            size: Of a piece; None for all samples in one.
+            run: Called with inputs, targets and further arguments.
+            inputs: A tensor ``(N, ...)`` or a tuple of them.
+            targets: One or more in Captum's target forms.
+            extra: Further arguments of the model.
+        """
+        if size is None:
+            return run(inputs, targets, extra).result
+
+        def scored(x: Any, some: Sequence[Any], more: Any) -> Piece:
+            piece = run(x, some, more)
+            if self.skip_output_activation:  # the score is not the model's own
+                own = score_of(output_of(self.model, x, more), some[0])
+                piece = piece._replace(score=own)
+            return piece
+
+        batch = Batch(inputs, targets, extra)
+        eps = torch.finfo(coarsest_dtype(self.model, as_tuple(inputs))).eps
+        return in_pieces(size, batch, scored, partial(output_of, self.model), eps**0.5)
 
     @uncompiled
     def _propagate(
@@ -203,6 +246,36 @@ class Explainer:
         if self.nonfinite == "raise":
             raise NonFiniteRelevanceError(message)
         warnings.warn(message, NonFiniteRelevanceWarning, stacklevel=_level_outside())
+
+
+def output_of(model: nn.Module, inputs: Any, extra: Any) -> Any:
+    """Return what a model gives, without a graph, on copies of its inputs."""
+    with torch.inference_mode(False), torch.no_grad():
+        copies = (x.clone() for x in as_tuple(inputs))  # the model may write over them
+        return model(*copies, *(_format_additional_forward_args(extra) or ()))
+
+
+def delta_of(relevances: tuple[Tensor, ...], score: Tensor, place: str) -> Tensor:
+    """Return the score less the sum of relevance, for each sample.
+
+    Args:
+        relevances: Those that make up the score.
+        score: Of the samples.
+        place: What has this relevance, in words.
+
+    Raises:
+        InputError: They have different numbers of rows.
+    """
+    score = score.flatten()
+    for R in relevances:
+        if R.dim() == 0 or len(R) != len(score):
+            raise InputError(
+                f"return_convergence_delta: the relevance of {place} has shape {tuple(R.shape)}, "
+                f"and the score {len(score)} rows: a row is not a sample, so that there is no "
+                "difference for each; leave it out, and compare the sums over all rows"
+            )
+    total: Any = sum(R.reshape(len(R), R[:1].numel()).sum(1) for R in relevances)
+    return score - total  # type: ignore[no-any-return]
 
 
 def _level_outside() -> int:

@@ -11,11 +11,12 @@ from captum.attr._utils.attribution import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_stab.batching import joined, pieces
+from captum_lrp_stab.batching import Piece
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.explainer import Explainer, Fallbacks, NonFinite
+from captum_lrp_stab.explainer import Explainer, Fallbacks, NonFinite, delta_of
 from captum_lrp_stab.leaves import leaf_modules
+from captum_lrp_stab.operations import tensors_in
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -111,7 +112,8 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             return_convergence_delta: Return score minus sum of relevance too.
             verbose: Print which rule each layer gets.
             internal_batch_size: Run so many samples at a time, which needs less memory; None for
-                all at once. Tensors among the further arguments with N entries are divided too.
+                all at once. Tensors among the further arguments with N entries are divided too. It
+                takes one more forward pass, to see that the model treats samples alone.
 
         Returns:
             Relevance shaped and typed like ``inputs``, and the delta, shape ``(N,)``, if asked for.
@@ -119,21 +121,23 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             raises when it is differentiated, where ``inputs`` require a gradient.
 
         Raises:
-            InputError: An input is not a finite floating-point tensor, or the target does not fit.
+            InputError: An input is not a finite floating-point tensor, or the target does not fit;
+                or a row of the output is not a sample, where the delta or pieces are asked for.
             ModelError: The model is in train mode or cannot be followed, or has NaN parameters.
             RuleError: A rule cannot serve its layer.
             FallbackError: With ``strict=True``, an operation has no LRP rule.
             NonFiniteRelevanceError: With ``nonfinite="raise"``.
         """
-        if internal_batch_size is not None:
-            options = return_convergence_delta, verbose
-            parts = pieces(internal_batch_size, inputs, (target,), additional_forward_args)
-            return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
-        (done,) = self._propagate(inputs, (target,), additional_forward_args, verbose=verbose)
-        relevance = _format_output(_is_tuple(inputs), done.relevances)
-        if return_convergence_delta:
-            relevance = relevance, self.compute_convergence_delta(done.relevances, done.score)
-        return guarded(relevance, self.model, inputs)
+
+        def run(inputs: Any, targets: Any, extra: Any) -> Piece:
+            (done,) = self._propagate(inputs, targets, extra, verbose=verbose)
+            relevance = _format_output(_is_tuple(inputs), done.relevances)
+            if return_convergence_delta:
+                relevance = relevance, self.compute_convergence_delta(done.relevances, done.score)
+            return Piece(relevance, done.score)
+
+        arguments = inputs, (target,), additional_forward_args
+        return guarded(self._in_pieces(internal_batch_size, run, *arguments), self.model, inputs)
 
     @_attribution
     def attribute_many(
@@ -187,15 +191,15 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             stabilizers = _several("stabilizers", stabilizers)
         if rules is not None:
             rules = _several("rules", rules)
-        if internal_batch_size is not None:
-            parts = pieces(internal_batch_size, inputs, targets, additional_forward_args)
-            given: Any = {"stabilizers": stabilizers, "rules": rules}
-            return list(
-                joined([self.attribute_many(x, some, extra, **given) for x, some, extra in parts])
-            )
         variants = self._variants(stabilizers, rules)
-        found = self._propagate(inputs, targets, additional_forward_args, rule_sets=variants)
-        relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
+
+        def run(inputs: Any, targets: Any, extra: Any) -> Piece:
+            found = self._propagate(inputs, targets, extra, rule_sets=variants)
+            relevances = [_format_output(_is_tuple(inputs), done.relevances) for done in found]
+            return Piece(relevances, found[0].score)
+
+        arguments = inputs, targets, additional_forward_args
+        relevances = self._in_pieces(internal_batch_size, run, *arguments)
         relevances = guarded(relevances, self.model, inputs)
         by_target = [relevances[index :: len(targets)] for index in range(len(targets))]
         several = stabilizers is not None or rules is not None
@@ -320,33 +324,32 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         Raises:
             ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
         """
-        if internal_batch_size is not None:
-            options = return_convergence_delta, attribute_to_layer_input, verbose
-            parts = pieces(internal_batch_size, inputs, (target,), additional_forward_args)
-            return joined([self.attribute(x, one, extra, *options) for x, (one,), extra in parts])
         several = self.layer is None or isinstance(self.layer, (list, tuple))
         leaves = dict(leaf_modules(self.model))
-        names = list(leaves) if self.layer is None else self._names()
-        probes = {name: Probe(name, attribute_to_layer_input) for name in names}
-        (done,) = self._propagate(
-            inputs,
-            (target,),
-            additional_forward_args,
-            probes=tuple(probes.values()),
-            verbose=verbose,
-        )
-        if self.layer is None:
-            names = [name for name in names if probes[name].noted]
-            self.layers = [leaves[name] for name in names]
-        known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
-        results = [_result(probes[name], known) for name in names]
-        found: Any = results if several else results[0]
-        if not return_convergence_delta:
-            return guarded(found, self.model, inputs)
-        # the other parts have no relevance, and need not have a row for each sample
-        noted = (tuple(probes[name].noted) for name in names)
-        deltas = [self.compute_convergence_delta(r, done.score) for r in noted]
-        return guarded((found, deltas if several else deltas[0]), self.model, inputs)
+        wanted = list(leaves) if self.layer is None else self._names()
+
+        def run(inputs: Any, targets: Any, extra: Any) -> Piece:
+            probes = {name: Probe(name, attribute_to_layer_input) for name in wanted}
+            watching = tuple(probes.values())
+            (done,) = self._propagate(inputs, targets, extra, probes=watching, verbose=verbose)
+            names = [n for n in wanted if probes[n].noted] if self.layer is None else wanted
+            if self.layer is None:
+                self.layers = [leaves[name] for name in names]
+            known = dict(self.model.named_modules()).keys() | {o.name for o in done.operations}
+            results = [_result(probes[name], known) for name in names]
+            found: Any = results if several else results[0]
+            pairs = zip(names, results, strict=True)
+            layers = [name for name, result in pairs for _ in tensors_in((result,), {})]
+            if return_convergence_delta:
+                # the other parts have no relevance, and need not have a row for each sample
+                noted = ((f"layer '{name}'", probes[name].noted) for name in names)
+                deltas = [delta_of(tuple(parts), done.score, place) for place, parts in noted]
+                found = found, deltas if several else deltas[0]
+                layers += names
+            return Piece(found, done.score, layers)
+
+        arguments = inputs, (target,), additional_forward_args
+        return guarded(self._in_pieces(internal_batch_size, run, *arguments), self.model, inputs)
 
 
 def _several(name: str, values: Any) -> list[Any]:

@@ -42,7 +42,7 @@ SHARED = [presets.epsilon(0.1), presets.epsilon_gamma_box(*BOX), presets.epsilon
         ({}, [0, 1, 2, 3], 1),
         ({"rules": SHARED}, [0, 1], 1),
         ({"stabilizers": [1e-3, stabilizers.Clip(0.1)]}, [0, 1], 1),
-        ({"rules": SHARED, "internal_batch_size": 1}, [0, 1], 2),
+        ({"rules": SHARED, "internal_batch_size": 1}, [0, 1], 2 + 1),
         ({"rules": [*SHARED, [(["last"], FlatRule, {})]]}, [0, 1], 1 + 3 + 2),
     ],
 )
