@@ -72,6 +72,22 @@ class Affine(ABC):
         """Return ``bias`` in a shape that broadcasts against the output ``z``."""
         return bias
 
+    def unit_axes(self, z: Tensor) -> tuple[int, ...] | None:
+        """Return the dimensions of an output that number the units, None if they have no bias."""
+        return None
+
+    def as_bias(self, values: Tensor, z: Tensor) -> Tensor | None:
+        """Return what is added to ``z`` as a bias, None if it is not one number for each unit."""
+        axes = self.unit_axes(z)
+        if axes is None:
+            return None
+        whole = values.reshape(*(1,) * (z.dim() - values.dim()), *values.shape)
+        sizes = [size if i in axes else 1 for i, size in enumerate(z.shape)]
+        fits = len(sizes) == whole.dim() and all(
+            n in (1, size) for n, size in zip(whole.shape, sizes, strict=True)
+        )
+        return whole.expand(sizes) if fits else None
+
     def magnitude(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the sum of the absolute contributions to each output, shaped like ``z``."""
         return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
@@ -93,6 +109,15 @@ class Dense(Affine):
         """Return the map followed by ``z * scale + shift`` per output feature."""
         bias = shift if self.bias is None else self.bias * scale + shift
         return replace(self, weight=self.weight * scale[:, None], bias=bias)
+
+    def unit_axes(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimension of the output features."""
+        return (z.dim() - 1,)
+
+    def as_bias(self, values: Tensor, z: Tensor) -> Tensor | None:
+        """Return what is added to ``z`` as a bias, None if it is not one number for each unit."""
+        bias = super().as_bias(values, z)
+        return None if bias is None else bias.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -201,6 +226,15 @@ class Convolution(Affine):
         bias = shift if self.bias is None else self.bias * scale + shift
         return replace(self, weight=weight, bias=bias)
 
+    def unit_axes(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimension of the output channels."""
+        return (z.dim() - self.dims - 1,)
+
+    def as_bias(self, values: Tensor, z: Tensor) -> Tensor | None:
+        """Return what is added to ``z`` as a bias, None if it is not one number for each unit."""
+        bias = super().as_bias(values, z)
+        return None if bias is None else bias.reshape(-1)
+
 
 def _unread(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a tensor of which only shape, dtype, device and layout matter, never its values."""
@@ -262,6 +296,40 @@ class Scale(Affine):
     @staticmethod
     def _per_channel(values: Tensor, x: Tensor) -> Tensor:
         return values.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction(Affine):
+    """A product with weights in any dimensions, ``einsum`` of x and the weights.
+
+    A dimension of x or of the weights may have the size 1, and is then repeated.
+    """
+
+    x_dims: tuple[int, ...]  # in the sublist form of torch.einsum
+    weight_dims: tuple[int, ...]
+    z_dims: tuple[int, ...]
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the product, and the bias added to it."""
+        z = torch.einsum(x, [*self.x_dims], weight, [*self.weight_dims], [*self.z_dims])
+        return z if bias is None else z + bias
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the product of ``grad`` and the weights over the dimensions of z."""
+        if len({*self.x_dims}) < len(self.x_dims):  # a diagonal
+            return super().vjp(grad, x, weight)
+        known = [d for d in self.x_dims if d in (*self.z_dims, *self.weight_dims)]
+        grad = grad.to(weight.dtype)
+        product = torch.einsum(grad, [*self.z_dims], weight, [*self.weight_dims], known)
+        sizes = iter(product.shape)
+        product = product.reshape([next(sizes) if d in known else 1 for d in self.x_dims])
+        repeated = [i for i, n in enumerate(x.shape) if n == 1 < product.shape[i]]
+        product = product.sum(repeated, keepdim=True) if repeated else product
+        return product.expand(x.shape).to(x.dtype, memory_format=torch.contiguous_format)
+
+    def unit_axes(self, z: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the output that the weights have too."""
+        return tuple(i for i, d in enumerate(self.z_dims) if d in self.weight_dims)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import describe, operations, sums
+from captum_lrp_stab import contractions, describe, operations, sums
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.contractions import Known
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import Layer, Layers, Positions, RuleSet
@@ -23,6 +24,7 @@ from captum_lrp_stab.rules import ZeroRule
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.sums import Serving
 
+_SERVED = contractions.NAMES | sums.NAMES
 Rules = tuple[Rule, ...]
 """One for each variant of a pass; empty where none has a rule."""
 
@@ -70,23 +72,30 @@ class Assignment:
         self.serving, self._depth, self._positions = other.serving, other._depth, other._positions
 
     def operation(
-        self, func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
+        self, func: Callable[..., Any], args: Any, kwargs: Any, known: Known
     ) -> tuple[Operation, Serving]:
-        """Return the record of an operation, and as what its rule serves it, if it has one."""
+        """Return the record of an operation, and as what its rule serves it.
+
+        That is nothing where none is set on a sum; a layer has a rule of its own.
+        """
         module, current = self._places.module, self._places.current
         if func is F.linear and isinstance(module, nn.MultiheadAttention):
             own = module.out_proj  # it uses the parameters of this layer without calling it
             if args[1:2] and args[1] is own.weight:
                 name = f"{current}.out_proj".lstrip(".")
                 return Operation(name, type(own).__name__), Serving.LAYERS
-        as_what = Serving.NOTHING
-        if current in self.named and self._places.is_leaf:
-            as_what = _as_what(func, args, kwargs, is_data)
-        operation = Operation(*self._places.of(func, self._is_served(current, as_what)))
-        if operation.name == current:
+        is_layer = func in describe.BUILDERS or contractions.is_layer(func, args, kwargs, known)
+        as_what = Serving.LAYERS if is_layer else Serving.NOTHING
+        has_rule = current in self.named and self._places.is_leaf
+        if has_rule and not is_layer:
+            as_what = sums.serving(func, args, kwargs, known.depends_on_input)
+        has_rule = has_rule and self._is_served(current, as_what)
+        operation = Operation(*self._places.of(func, has_rule, is_layer))
+        if is_layer or operation.name == current:
             return operation, as_what
-        has_rule = operation.name in self.named  # as a functional layer
-        return operation, _as_what(func, args, kwargs, is_data) if has_rule else Serving.NOTHING
+        if operation.name not in self.named:
+            return operation, Serving.NOTHING
+        return operation, sums.serving(func, args, kwargs, known.depends_on_input)
 
     def _is_served(self, name: str, as_what: Serving) -> bool:
         """Return whether the rule of a module serves what it runs now."""
@@ -98,22 +107,25 @@ class Assignment:
 
     def constant(self, func: Callable[..., Any]) -> None:
         """Note that a layer runs on constants, where its rule has nothing to do."""
-        if func in describe.BUILDERS or operations.canonical_name(func) in sums.NAMES:
+        if func in describe.BUILDERS or operations.canonical_name(func) in _SERVED:
             self.served.add(self._places.current)
 
-    def of_layer(self, name: str, func: Callable[..., Any], is_first: bool) -> Rules:
+    def of_layer(self, operation: Operation, func: Callable[..., Any], is_first: bool) -> Rules:
         """Return the rules of a layer; none if no variant has one for it.
 
         Args:
-            name: The layer's name.
+            operation: Its record.
             func: The function it calls.
             is_first: Whether it reads an input of the model (``first_layers``).
         """
+        name = operation.name
         self.served.add(name)
         module = self._places.modules.get(name)
         called = types.of_function(operations.canonical_name(func))
-        kind = (called if module is None else type(module)) or nn.Module
-        layer = Layer(name, kind, is_first, self._positions.of(name, kind))
+        if operations.canonical_name(func) in contractions.NAMES:
+            called = nn.Linear
+        operation.layer = (called if module is None else type(module)) or nn.Module
+        layer = Layer(name, operation.layer, is_first, self._positions.of(name, operation.layer))
         self._uses.append(layer)
         return _each([one.rule_of(layer, self._depth) for one in self._rule_sets])
 
@@ -163,11 +175,3 @@ def _each(rules: Sequence[Rule | None]) -> Rules:
     if all(rule is None for rule in rules):
         return ()
     return tuple(PlainRule() if rule is None else rule for rule in rules)
-
-
-def _as_what(
-    func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
-) -> Serving:
-    if func in describe.BUILDERS:
-        return Serving.LAYERS
-    return sums.serving(func, args, kwargs, is_data)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab.affine import Affine, Convolution
+from captum_lrp_stab.affine import Affine, Contraction, Convolution
 
 
 def as_real(t: Tensor) -> Tensor:
@@ -54,6 +54,12 @@ def on_pairs(op: Affine) -> Affine:
     Its features are those of :func:`split`.
     """
     re, im = op.weight.real, op.weight.imag
+    if isinstance(op, Contraction):
+        weight = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], -2)
+        bias = None if op.bias is None else as_real(op.bias)
+        x, z = (max(*op.x_dims, *op.weight_dims, *op.z_dims) + n for n in (1, 2))
+        dims = (*op.x_dims, x), (*op.weight_dims, x, z), (*op.z_dims, z)
+        return Contraction(weight, bias, *dims)
     to_re, to_im = torch.stack([re, -im], 2), torch.stack([im, re], 2)
     if isinstance(op, Convolution) and op.transposed:  # weight is (in, out / groups, ...)
         to_re, to_im = torch.stack([re, im], 2), torch.stack([-im, re], 2)
@@ -64,12 +70,16 @@ def on_pairs(op: Affine) -> Affine:
 
 def split(t: Tensor, op: Affine) -> Tensor:
     """Return an input or output of a complex layer with each feature as two, its parts."""
+    if isinstance(op, Contraction):
+        return as_real(t)
     place = t.dim() + _features(op)
     return as_real(t).movedim(-1, place + 1).flatten(place, place + 1)
 
 
 def join(t: Tensor, op: Affine) -> Tensor:
     """Return what :func:`split` has made ``t`` of."""
+    if isinstance(op, Contraction):
+        return torch.view_as_complex(t.contiguous())
     place = t.dim() + _features(op)
     pairs = t.reshape(*t.shape[:place], -1, 2, *t.shape[place + 1 :]).movedim(place + 1, -1)
     return torch.complex(pairs[..., 0], pairs[..., 1])

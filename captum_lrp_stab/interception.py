@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab import (
     checks,
+    contractions,
     first_layers,
     heads,
     marks,
@@ -46,6 +47,7 @@ from captum_lrp_stab.origins import UNSEEN, Origins
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site, count_readers
+from captum_lrp_stab.weights import Weights
 
 Call = Callable[[], Tensor]
 
@@ -65,7 +67,11 @@ def _writable(t: Tensor) -> Tensor:
     Torch refuses to write to any view that was made there. It is right to where the view is one
     of a parameter; a function such as ``repeat_interleave`` gives a view of what it has made.
     """
-    return t.detach() if t._is_view() and not isinstance(t._base, nn.Parameter) else t
+    if not t._is_view() or isinstance(t._base, nn.Parameter):
+        return t
+    out = t.detach()
+    marks.carry(t, out)
+    return out
 
 
 class Interception(TorchFunctionMode, ABC):
@@ -86,6 +92,7 @@ class Interception(TorchFunctionMode, ABC):
         self.left_out: frozenset[int] = frozenset()  # output activations, by their ordinals
         self.places = Places(model)
         self.assignment = Assignment(self.places, rule_sets)
+        self._weights = Weights(model)
         self.operations: list[Operation] = []
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
         self._opening: list[Any] = []  # functions of Python whose body is running
@@ -179,21 +186,24 @@ class Interception(TorchFunctionMode, ABC):
         """Handle one torch function call; inside, the mode is off."""
         kwargs = kwargs or {}
         checks.check_call(func, args, kwargs, self.places)
-        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
         name = operations.canonical_name(func)
-        if name not in operations.FACTS:
-            count_readers(given)
+        if name in operations.FACTS:
+            return func(*args, **kwargs)
+        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        count_readers(given)
         if name == "data":  # what is written there leaves no trace
             marks.drop(args[0], "nonnegative")
         if not torch.is_grad_enabled():
-            return func(*args, **kwargs)
+            return self._noted(func, args, kwargs)
         live = list(filter(self.depends_on_input, given))
         if not live:
             return self._constant(func, given, args, kwargs)
         written_out = self._written_out(func)
+        if written_out is None and name in operations.SUMMANDS:
+            written_out = contractions.apart(func, args, kwargs, self)
         if written_out is not None:
             return self._run_inside(func, written_out, args, kwargs)
-        operation, served = self.assignment.operation(func, args, kwargs, self.depends_on_input)
+        operation, served = self.assignment.operation(func, args, kwargs, self)
         operation.ordinals = frozenset([self._count])
         own = args
         if self._count in self.left_out:
@@ -241,8 +251,15 @@ class Interception(TorchFunctionMode, ABC):
         writes_to_parameter = target is not None and target.requires_grad  # torch's to refuse
         if given and not writes_to_parameter and all(isinstance(t, nn.Parameter) for t in given):
             with torch.no_grad():  # no graph: less to keep, less to search
-                return operations.mapped(_writable, func(*args, **kwargs))
-        return func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
+                return operations.mapped(_writable, self._noted(func, args, kwargs))
+        return self._noted(func, args, kwargs)
+
+    def _noted(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation without data, and note what it makes of the model's parameters."""
+        origin = self._weights.origin(args, kwargs)
+        out = func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
+        self._weights.note(args[0] if func is Tensor.__setitem__ else out, origin)
+        return out
 
     def _recorded(self, operation: Operation, out: Any, result: Any, given: list[Tensor]) -> Any:
         """List an operation whose result depends on the input; return what takes its place."""
@@ -350,10 +367,14 @@ class Interception(TorchFunctionMode, ABC):
         operation.ordinals = frozenset([self._count])
         self._list(operation, [t], ())
 
-    def rules_of(self, name: str, func: Any, x: Tensor) -> tuple[Rule, ...]:
-        """Return the rules of a layer called ``name`` that calls ``func`` on ``x``."""
+    def is_weights(self, t: Tensor) -> bool:
+        """Return whether a tensor is a parameter of the model, or made of parameters."""
+        return self._weights.has(t) or (t.requires_grad and not self.depends_on_input(t))
+
+    def rules_of(self, operation: Operation, func: Any, x: Tensor) -> tuple[Rule, ...]:
+        """Return the rules of a layer that calls ``func`` on ``x``."""
         is_first = first_layers.is_read_by_first(x, self.operations)
-        return self.assignment.of_layer(name, func, is_first)
+        return self.assignment.of_layer(operation, func, is_first)
 
     def site(
         self,
@@ -396,6 +417,7 @@ class Interception(TorchFunctionMode, ABC):
         return out
 
     def on_merge(self, site: Site, call: Call) -> Tensor:
-        """Return the output of a layer that its batch norm has been merged with."""
-        self.assignment.served.add(site.operation.batch_norm)
+        """Return the output of a layer that its batch norm or its bias has been merged with."""
+        if site.operation.batch_norm:
+            self.assignment.served.add(site.operation.batch_norm)
         return self.serve(site, call)

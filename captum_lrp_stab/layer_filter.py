@@ -34,7 +34,7 @@ def layers_of(
             operation.name,
             type(modules[operation.name])
             if operation.name in modules
-            else types.of_function(operation.kind) or nn.Module,
+            else operation.layer or types.of_function(operation.kind) or nn.Module,
         )
         for operation in operations_of(model, inputs, additional_forward_args, RuleSet({}))
     ]

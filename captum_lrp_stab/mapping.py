@@ -12,7 +12,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import describe, sums
+from captum_lrp_stab import contractions, describe, sums
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import RuleError, RuleMapError, StabilizerError
 from captum_lrp_stab.leaves import leaf_modules
@@ -58,7 +58,7 @@ def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRul
     return rules
 
 
-_FUNCTIONAL = {canonical_name(func) for func in describe.BUILDERS} | sums.NAMES
+_FUNCTIONAL = {canonical_name(f) for f in describe.BUILDERS} | contractions.NAMES | sums.NAMES
 
 
 def is_functional(model: nn.Module, name: str) -> bool:

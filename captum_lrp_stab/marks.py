@@ -9,6 +9,7 @@ A mark is kept with the tensor's version: a write makes it stale, and it says no
 - ``input``: no layer has part in it; whether it holds values of the inputs (``first_layers``).
 - ``order``: the layer that knows the order of its values before rounding (``ties``).
 - ``cut``: the segment that has made it, or reads it, without the layer next to it (``segments``).
+- ``weights``: whether parameters are in it, of what is the model's own (``weights``).
 - ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import activations, describe, operations
+from captum_lrp_stab import activations, operations
 from captum_lrp_stab.leaves import leaf_modules
 
 OnInput = Callable[[str, Any, Any], tuple[Any, Any]]
@@ -94,16 +94,19 @@ class Places:
         """Whether the module that is running contains no other."""
         return self.current in self._leaves
 
-    def of(self, func: Callable[..., Any], has_rule: bool = False) -> tuple[str, str]:
+    def of(
+        self, func: Callable[..., Any], has_rule: bool = False, is_layer: bool = False
+    ) -> tuple[str, str]:
         """Return the name and kind of an operation.
 
         Args:
             func: The torch function that is called.
             has_rule: Whether the module that is running has a rule, which serves the function.
+            is_layer: Whether it is a layer with weights, or an average pool or batch norm.
         """
         current, counts = self._frames[-1]
         module = self.modules[current]
-        if self.is_leaf and (has_rule or _is_own(module, func)):
+        if self.is_leaf and (has_rule or _is_own(module, func, is_layer)):
             return current, type(module).__name__
         kind = operations.canonical_name(func)
         while True:
@@ -113,10 +116,10 @@ class Places:
                 return name, kind
 
 
-def _is_own(module: nn.Module, func: Callable[..., Any]) -> bool:
+def _is_own(module: nn.Module, func: Callable[..., Any], is_layer: bool) -> bool:
     """Return whether a leaf module is there to call this function."""
     if isinstance(module, types.RuleBearing):
-        return func in describe.BUILDERS
+        return is_layer
     if isinstance(module, types.Activation):
         name = operations.canonical_name(func)
         return name in activations.ACTIVATIONS or name in activations.LINEAR_SIDES

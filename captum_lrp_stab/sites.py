@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_stab import marks
 from captum_lrp_stab.affine import Affine, Convolution, Dense, Scale
@@ -22,6 +22,7 @@ class Operation:
 
     name: str
     kind: str
+    layer: type[nn.Module] | None = None  # the type of layer that it is or stands for
     rule: Rule | None = None  # the one whose turn it is
     rules: tuple[Rule, ...] = ()  # one for each variant of a pass, where there is one
     treatment: str = ""  # what relevance does here, where there is no rule

@@ -138,7 +138,7 @@ class _Following(Interception):
             written_out = self._written_out(func)
             if written_out is not None:
                 return self._run_inside(func, written_out, args, kwargs)
-            operation, _ = self.assignment.operation(func, args, kwargs, made)
+            operation, _ = self.assignment.operation(func, args, kwargs, self)
             out = followed(operation, func, args, kwargs, given)
             result = args[0] if func is Tensor.__setitem__ else out
             return self._recorded(operation, out, result, given)

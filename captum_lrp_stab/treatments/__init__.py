@@ -17,6 +17,7 @@ from captum_lrp_stab.operations import canonical_name
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.sums import Serving
 from captum_lrp_stab.treatments import layers, products, values
+from captum_lrp_stab.treatments.contractions import contraction, shift
 from captum_lrp_stab.treatments.homogeneous import homogeneous
 from captum_lrp_stab.treatments.ruled_sums import ruled_sum
 
@@ -36,10 +37,12 @@ def of(func: Function, served: Serving = Serving.NOTHING) -> Treatment | None:
 
     Args:
         func: The function.
-        served: As what a rule that is set on it by name serves it.
+        served: A layer; or what it is to a rule that is set on it, or on the module that runs it.
     """
     if Serving.NOTHING < served < Serving.LAYERS:
         return ruled_sum
+    if served is Serving.LAYERS and func not in describe.BUILDERS:
+        return contraction
     return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
 
 
@@ -75,6 +78,7 @@ _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(gates.FUNCTIONS, values.gate),
     **dict.fromkeys(activations.ACTIVATIONS, values.activation),
     **dict.fromkeys(activations.LINEAR_SIDES, values.rectifier),
+    **dict.fromkeys(("add", "sub", "subtract"), shift),
     "softmax": products.softmax,
     "softmin": products.softmax,
 }

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_stab import complex_values, describe, gates, marks, surrogates
-from captum_lrp_stab.affine import Convolution, Pad, Scale
+from captum_lrp_stab.affine import Affine, Convolution, Pad, Scale
+from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.sites import Operation, current_site, is_mergeable
 from captum_lrp_stab.treatments.arguments import first, others
@@ -54,7 +55,7 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
     padded = marks.get(x, "padded")
     if padded is not None and padded.x._version != padded.version:
         padded = None
-    rules = mode.rules_of(operation.name, func, x if padded is None else padded.x)
+    rules = mode.rules_of(operation, func, x if padded is None else padded.x)
     if not rules:
         return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
@@ -65,15 +66,25 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         operation.ordinals |= padded.operation.ordinals
         padded.operation.is_absorbed = True
     kind = operands.inherited(func, args, kwargs)
-    if op.weight.is_complex():
-        pairs = complex_values.split(x, op)
-        marks.carry(x, pairs, without=("nonnegative", "order", "padded", "site"))
-        site = mode.site(operation, complex_values.on_pairs(op), rules, pairs)
-        out = mode.serve(site, lambda: complex_values.split(func(*args, **kwargs), op))
-        return gates.marked(complex_values.join(out, op), kind)
-    site = mode.site(operation, op, rules, x)
-    out = mode.serve(site, lambda: func(*args, **kwargs))
-    return gates.marked(out, kind)
+    return gates.marked(served(mode, operation, op, rules, x, lambda: func(*args, **kwargs)), kind)
+
+
+def served(
+    mode: Interception,
+    operation: Operation,
+    op: Affine,
+    rules: tuple[Rule, ...],
+    x: Tensor,
+    call: Callable[[], Tensor],
+) -> Tensor:
+    """Return the output of a layer; one of complex numbers is a layer of their parts."""
+    if not op.weight.is_complex():
+        return mode.serve(mode.site(operation, op, rules, x), call)
+    pairs = complex_values.split(x, op)
+    marks.carry(x, pairs, without=("nonnegative", "order", "padded", "site"))
+    site = mode.site(operation, complex_values.on_pairs(op), rules, pairs)
+    out = mode.serve(site, lambda: complex_values.split(call(), op))
+    return complex_values.join(out, op)
 
 
 def batch_norm(
@@ -110,12 +121,12 @@ def batch_norm(
         assert isinstance(scale, Scale)
         site.operation.is_merged = True
         operation.name, operation.kind = site.operation.name, site.operation.kind
-        operation.batch_norm = name
+        operation.layer, operation.batch_norm = site.operation.layer, name
         operation.ordinals |= site.operation.ordinals
         one = mode.site(operation, site.affine, site.rules, site.x, scale)
         site.z = None  # another reader of the layer without its batch norm is rare
         return mode.on_merge(one, lambda: func(*args, **kwargs))
-    rules = mode.rules_of(name, func, x)
+    rules = mode.rules_of(operation, func, x)
     if not rules:
         return mixing(mode, operation, surrogates.batch_norm, args, kwargs)
     op = describe.of_call(func, args, kwargs)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from captum_lrp_stab import gates, marks, operations, sums
+from captum_lrp_stab import gates, operations, sums
 from captum_lrp_stab.affine import Sum
 from captum_lrp_stab.sites import Operation, Site, current_site
 from captum_lrp_stab.sums import Bias, Serving, Terms
+from captum_lrp_stab.treatments.writing import written_over
 
 if TYPE_CHECKING:
     from captum_lrp_stab.interception import Interception
@@ -44,7 +43,7 @@ def ruled_sum(
     out = mode.serve(mode.site(operation, op, mode.assignment.of_sum(operation.name), x), call)
     gates.note_shift(out, func, args, kwargs)
     gates.marked(out, inherited)
-    return out if target is None else _written(target, out)
+    return out if target is None else written_over(target, out)
 
 
 def _flattened(
@@ -75,14 +74,3 @@ def _is_part(mode: Interception, operation: Operation, term: Terms, inner: Site)
     one = inner.run is mode.places.run and inner.operation.name == operation.name
     alike = mode.carries_relevance(inner.x) == mode.reads_relevance(operation)
     return one and alike and isinstance(inner.affine, Sum) and len(term.x) == 1
-
-
-def _written(target: Tensor, out: Tensor) -> Tensor:
-    """Write a result over what the operation writes to."""
-    site = current_site(target)
-    if site is not None:
-        site.keep_copy(target)
-    if not target._is_view():
-        target.detach_()  # what it was is reached through ``out``, or not at all
-    marks.carry(out, target.copy_(out))
-    return target

@@ -1,0 +1,50 @@
+"""Which constants of a pass are weights: a model's parameters, and what is made of them alone.
+
+A product of values with weights is a layer. A product with another constant, such as an adjacency
+matrix or a mask that the caller gives, only mixes values.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lrp_stab import marks
+from captum_lrp_stab.operations import tensors_in
+
+
+class Weights:
+    """The constants of one pass that are a model's own.
+
+    Args:
+        model: The model, whose buffers may take part in what parameters make.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = {id(t): t for t in model.buffers()}
+
+    def has(self, t: Tensor) -> bool:
+        """Return whether a constant is a parameter, or made of parameters."""
+        return bool(self._origin(t))
+
+    def origin(self, args: Any, kwargs: Any) -> bool | None:
+        """Return whether parameters are among the arguments of an operation; None for others' data.
+
+        To be asked before it runs: it may write over its arguments.
+        """
+        origins = {self._origin(t) for t in tensors_in(args, kwargs)}
+        return None if None in origins else True in origins
+
+    def note(self, result: Any, origin: bool | None) -> None:
+        """Remember what an operation without data has made, and of what."""
+        for t in tensors_in((result,), {}) if origin is not None else ():
+            own = isinstance(t, nn.Parameter) or id(t) in self._buffers  # the user's are left alone
+            if not own and not t.is_inference():  # which has no version
+                marks.put(t, "weights", origin)
+
+    def _origin(self, t: Tensor) -> bool | None:
+        if isinstance(t, nn.Parameter):
+            return True
+        if id(t) in self._buffers:
+            return False
+        known: bool | None = marks.get(t, "weights")
+        return known
