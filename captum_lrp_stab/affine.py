@@ -325,7 +325,9 @@ class Contraction(Affine):
         product = product.reshape([next(sizes) if d in known else 1 for d in self.x_dims])
         repeated = [i for i, n in enumerate(x.shape) if n == 1 < product.shape[i]]
         product = product.sum(repeated, keepdim=True) if repeated else product
-        return product.expand(x.shape).to(x.dtype, memory_format=torch.contiguous_format)
+        if product.shape != x.shape:
+            product = product.expand(x.shape).contiguous()  # which may be written to
+        return product.to(x.dtype)
 
     def unit_axes(self, z: Tensor) -> tuple[int, ...]:
         """Return the dimensions of the output that the weights have too."""

@@ -256,7 +256,7 @@ class Interception(TorchFunctionMode, ABC):
 
     def _noted(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation without data, and note what it makes of the model's parameters."""
-        origin = self._weights.origin(args, kwargs)
+        origin = self._weights.origin(func, args, kwargs)
         out = func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
         self._weights.note(args[0] if func is Tensor.__setitem__ else out, origin)
         return out

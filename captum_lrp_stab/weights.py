@@ -4,12 +4,13 @@ A product of values with weights is a layer. A product with another constant, su
 matrix or a mask that the caller gives, only mixes values.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from captum_lrp_stab import marks
-from captum_lrp_stab.operations import tensors_in
+from captum_lrp_stab.operations import canonical_name, tensors_in
 
 
 class Weights:
@@ -26,13 +27,15 @@ class Weights:
         """Return whether a constant is a parameter, or made of parameters."""
         return bool(self._origin(t))
 
-    def origin(self, args: Any, kwargs: Any) -> bool | None:
-        """Return whether parameters are among the arguments of an operation; None for others' data.
+    def origin(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool | None:
+        """Return whether an operation makes something of parameters; None if of others' data too.
 
         To be asked before it runs: it may write over its arguments.
         """
         origins = {self._origin(t) for t in tensors_in(args, kwargs)}
-        return None if None in origins else True in origins
+        name = canonical_name(func)
+        reads = not name.startswith("new_") and not name.endswith("_like")  # more than a shape
+        return None if None in origins else reads and True in origins
 
     def note(self, result: Any, origin: bool | None) -> None:
         """Remember what an operation without data has made, and of what."""
