@@ -12,6 +12,9 @@ from captum_lrp_stab import operations
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.places import Places
 
+_FLOATING = ("FXFloatFunctional", "FloatFunctional")
+"""Modules for models that may be quantized, which compute with floats until they are."""
+
 
 def check_kind(model: nn.Module) -> None:
     """Raise ModelError if the model is one whose operations cannot be followed.
@@ -39,7 +42,8 @@ def _check_module(name: str, module: nn.Module) -> None:
             f"{_place(name, module)} was made by torch.compile, which leaves no operations to see; "
             "explain the module it was made from (its _orig_mod)"
         )
-    if "quantized" in type(module).__module__.split("."):
+    kind = type(module)
+    if "quantized" in kind.__module__.split(".") and kind.__name__ not in _FLOATING:
         raise ModelError(
             f"{_place(name, module)} is quantized, and integer arithmetic has no relevance; "
             "explain the floating-point model"

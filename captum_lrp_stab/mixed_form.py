@@ -171,7 +171,8 @@ class MixedForm(GradientForm):
 
         plain = operations.out_of_place(func)
         given = operations.mapped(change, args), operations.mapped(change, kwargs)
-        out = operations.mapped(_to_coefficient, plain(*given[0], **given[1]))
+        result = plain(*given[0], **given[1])
+        out = operations.mapped(lambda t: _to_coefficient(t) if operations.made(t) else t, result)
         return out if plain is func else args[0].copy_(out)
 
 

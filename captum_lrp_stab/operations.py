@@ -16,19 +16,22 @@ from torch import Tensor
 
 MOVING = frozenset(
     """
-    H T adjoint alias as_strided atleast_1d atleast_2d atleast_3d bfloat16 block_diag
-    broadcast_tensors broadcast_to channel_shuffle chunk clone column_stack concat concatenate
-    constant_pad_nd complex fft_fftshift fft_ifftshift imag real resolve_conj resolve_neg
-    view_as_complex view_as_real
-    contiguous copy cpu cuda detach diag diag_embed diagonal double dropout dropout1d dropout2d
-    dropout3d dsplit dstack expand expand_as feature_dropout feature_alpha_dropout alpha_dropout
-    flatten flip fliplr flipud float gather getitem half hsplit hstack index_copy index_fill
-    index_select cat mH mT masked_fill masked_scatter masked_select meshgrid movedim moveaxis narrow
-    pad permute pixel_shuffle pixel_unshuffle positive ravel repeat repeat_interleave requires_grad
-    reshape reshape_as roll rot90 scatter select select_scatter setitem slice_scatter split
-    split_with_sizes squeeze stack swapaxes swapdims t take take_along_dim tensor_split tile to
-    transpose tril triu type type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze
-    view view_as vsplit vstack where max_unpool1d max_unpool2d max_unpool3d
+    H T adjoint alias alpha_dropout as_strided as_strided_scatter atleast_1d atleast_2d atleast_3d
+    bfloat16 block_diag broadcast_tensors broadcast_to cartesian_prod cat cdouble cfloat chalf
+    channel_shuffle chunk clone column_stack combinations complex concat concatenate
+    constant_pad_nd contiguous copy cpu cuda detach diag diag_embed diagflat diagonal
+    diagonal_scatter double dropout dropout1d dropout2d dropout3d dsplit dstack expand expand_as
+    feature_alpha_dropout feature_dropout fft_fftshift fft_ifftshift fill fill_diagonal flatten flip
+    fliplr flipud float gather getitem half hsplit hstack imag index index_copy index_fill
+    index_select ipu mH mT masked_fill masked_scatter masked_select max_unpool1d max_unpool2d
+    max_unpool3d meshgrid moveaxis movedim mtia nan_to_num narrow native_channel_shuffle
+    pack_padded_sequence pad pad_packed_sequence pad_sequence permute pin_memory pixel_shuffle
+    pixel_unshuffle positive put ravel real repeat repeat_interleave requires_grad reshape
+    reshape_as resolve_conj resolve_neg roll rot90 row_stack scatter select select_scatter setitem
+    slice slice_scatter split split_with_sizes squeeze stack swapaxes swapdims t take
+    take_along_dim tensor_split tile to transpose tril triu type type_as unbind unflatten unfold
+    unsafe_chunk unsafe_split unsafe_split_with_sizes unsafe_view unsqueeze view view_as
+    view_as_complex view_as_real vsplit vstack where xpu zero
     """.split()
 )
 """Operations that move, repeat or drop values: relevance moves with them."""
@@ -36,18 +39,20 @@ MOVING = frozenset(
 SELECTING = frozenset(
     """
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax cummin fmax
-    fmin kthvalue max max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
-    max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode sort topk
+    fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d max_pool3d
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices maximum median min
+    minimum mode msort nanmedian sort topk
     """.split()
 )
 """Operations that pick values by their size: relevance moves with what was picked."""
 
 MIXING = frozenset(
     """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d avg_pool3d
-    batch_norm conj conj_physical conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d cumsum diff fold index_add index_put interpolate linear mean nansum neg
-    negative rsub scatter_add sub subtract sum trace upsample upsample_bilinear upsample_nearest
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add affine_grid_generator avg_pool1d
+    avg_pool2d avg_pool3d batch_norm conj conj_physical conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d cumsum deg2rad diff fold index_add index_put interpolate
+    linear mean nanmean nanquantile nansum neg negative quantile rad2deg rsub scatter_add sub
+    subtract sum sum_to_size trace upsample upsample_bilinear upsample_nearest
     fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
     fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn
     istft stft
@@ -75,8 +80,9 @@ input is n times the value."""
 
 PRODUCTS = frozenset(
     """
-    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul cross dot einsum inner kron
-    matmul mm mul multi_dot multiply mv outer rmatmul rmul sparse_mm tensordot vdot vecdot
+    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul conv_tbc convolution cross dot
+    einsum embedding_bag ger grouped_mm inner kron matmul mm mul multi_dot multiply mv outer
+    rmatmul rmul sparse_mm tensordot vdot vecdot
     """.split()
 )
 """Operations that are linear in each of their factors."""
@@ -86,6 +92,31 @@ SUMMANDS = frozenset("addbmm addcmul addmm addmv addr baddbmm".split())
 
 ELEMENTWISE = frozenset("addcmul mul multiply rmul".split())
 """Products that can be a signal times a gate."""
+
+LINEAR_IN_ONE = {
+    "cholesky_solve": (0, "input"),
+    "cumulative_trapezoid": (0, "y"),
+    "deform_conv2d": (0, "input"),
+    "grid_sample": (0, "input"),
+    "grid_sampler": (0, "input"),
+    "grid_sampler_2d": (0, "input"),
+    "grid_sampler_3d": (0, "input"),
+    "ldexp": (0, "input"),
+    "polar": (0, "abs"),
+    "ps_roi_align": (0, "input"),
+    "ps_roi_pool": (0, "input"),
+    "roi_align": (0, "input"),
+    "roi_pool": (0, "input"),
+    "solve": (1, "B"),
+    "solve_triangular": (1, "B"),
+    "trapezoid": (0, "y"),
+    "trapz": (0, "y"),
+    "triangular_solve": (0, "b"),
+}
+"""Operations that are linear in one argument while the others are constant, and where it stands."""
+
+REDUCING = {"index_reduce": 4, "scatter_reduce": 4, "segment_reduce": 1}
+"""Operations on groups of values, and where the name of what they do stands."""
 
 QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv".split())
 """A numerator over a divisor."""
@@ -111,6 +142,10 @@ FACTS = frozenset(
 """What tells of a tensor, without its values."""
 
 
+_LIBRARIES = ("aten", "torchvision")
+"""Libraries of operators whose names mean what they say."""
+
+
 @lru_cache(4096)
 def canonical_name(func: Callable[..., Any]) -> str:
     """Return the operation's name without the marks of in-place and operator spellings.
@@ -123,7 +158,16 @@ def canonical_name(func: Callable[..., Any]) -> str:
     if func.__name__ == "__get__":  # an attribute, such as x.T
         return func.__self__.__name__  # type: ignore[attr-defined, no-any-return]
     name = getattr(func, "__name__", str(func)).strip("_")
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        library, _, name = str(func).partition(".")  # as in aten.add.Tensor
+        if library not in _LIBRARIES:  # whose add may be another
+            return f"{library}.{name.partition('.')[0]}"
+        name = name.partition(".")[0].strip("_")
     name = name.removeprefix("special_").removeprefix("linalg_")
+    if name.endswith("_copy") and name != "index_copy":  # view_copy
+        return name.removesuffix("_copy")
+    if name in ("dsmm", "spmm"):  # equal to torch.mm, so that the cache knows no difference
+        return "mm"
     if name[0:1] == "i" and name[1:] in _OPERATORS:  # __iadd__
         return name[1:]
     if name[0:1] == "r" and name[1:] in ("add",):
@@ -195,16 +239,35 @@ def made(tensor: Tensor) -> bool:
     return tensor.requires_grad and not tensor.is_leaf
 
 
+OWN = f"{__package__}."
+OPERATORS = "torch._library."
+"""Where functions come from that stand for operators of a library, which are seen as any other."""
+
+
+def library_of(node: Any) -> str:
+    """Return the module that brings a node of a graph, "" if it is torch's own.
+
+    Example:
+        >>> import torch
+        >>> library_of(torch.ones(1, requires_grad=True).exp().grad_fn)
+        ''
+    """
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        return ""
+    module: str = node._forward_cls.__module__  # type: ignore[attr-defined]
+    return module
+
+
 def custom_functions(nodes: Iterable[Any]) -> Iterator[type[torch.autograd.Function]]:
     """Yield the custom autograd functions among the nodes of a graph, this package's aside.
 
     They are no torch functions, so that only the finished graph shows them.
     """
     for node in nodes:
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            function: type[torch.autograd.Function] = node._forward_cls  # type: ignore[attr-defined]
-            ours = function.__module__.startswith(f"{__package__}.")
-            if not ours and function.__name__ != "BackwardHookFunction":  # a module's full hook
+        library = library_of(node)
+        if library and not library.startswith((OWN, OPERATORS)):
+            function: type[torch.autograd.Function] = node._forward_cls
+            if function.__name__ != "BackwardHookFunction":  # a module's full hook
                 yield function
 
 

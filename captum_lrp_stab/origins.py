@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from captum_lrp_stab import operations
-from captum_lrp_stab.operations import before, made
+from captum_lrp_stab.operations import OPERATORS, OWN, before, library_of, made
 from captum_lrp_stab.steps import RuleStep
 
 _NO_OPERATION = frozenset(("AccumulateGrad", "CopySlices"))
@@ -63,17 +62,13 @@ class Origins:
     def _count_readers(self, nodes: Iterable[Any]) -> None:
         """Note which layers have an output that is read out of sight."""
         for node in nodes:
-            for p in before(node) if _is_foreign(node) else ():
+            for p in () if library_of(node).startswith(OWN) else before(node):
                 if p in self._known and getattr(p, "_forward_cls", None) is RuleStep:
                     p.site.readers += 1
 
 
-def _is_foreign(node: Any) -> bool:
-    """Return whether a node is none of this package's."""
-    return not isinstance(node, BackwardCFunction) or any(operations.custom_functions([node]))
-
-
 def _names(nodes: Iterable[Any]) -> list[str]:
     """Return the names of the functions that nodes are of, but of custom ones, each once."""
-    names = [n.name().rpartition("::")[2] for n in nodes if not isinstance(n, BackwardCFunction)]
+    of_torch = (n for n in nodes if (library_of(n) or OPERATORS).startswith(OPERATORS))
+    names = [n.name().rpartition("::")[2] for n in of_torch]
     return list(dict.fromkeys(name for name in names if name not in _NO_OPERATION))

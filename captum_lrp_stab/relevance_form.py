@@ -108,21 +108,25 @@ class RelevanceForm(GradientForm):
         points = {id(v): as_real(v).detach().requires_grad_() for v in values.values()}
         plain = operations.out_of_place(func)
 
-        def run(others: Mapping[int, Tensor]) -> Tensor:
+        def run(others: Mapping[int, Tensor]) -> Any:
             """Return the result with others in the place of the points."""
 
             def change(t: Tensor) -> Tensor:
                 return like(others[id(t)], t) if id(t) in others else t
 
             with torch.enable_grad():
-                result: Tensor = plain(
+                return plain(
                     *operations.mapped(change, standing[0]),
                     **operations.mapped(change, standing[1]),
                 )
-            return result
 
-        result = run(points)
-        z, result = as_real(result), result.detach()
+        given_back = run(points)
+        if not any(
+            t.requires_grad for t in operations.tensors_in((given_back,), {})
+        ):  # a surrogate holds all of them constant
+            return given_back if plain is func else args[0].copy_(given_back)
+        result = self._one_of(given_back, operation)
+        z, values_of_z = as_real(result), result.detach()
         graph = operations.graph(z)
         taking = {id(node.variable) for node in graph if hasattr(node, "variable")}
         # without those that a surrogate holds constant
@@ -134,12 +138,13 @@ class RelevanceForm(GradientForm):
         def magnitude() -> Tensor:
             nothing = {key: torch.zeros_like(x) for key, x in points.items()}
             each = (run(nothing | {key: x.detach().abs()}) for key, x in points.items())
-            return torch.stack([as_real(one).abs() for one in each]).sum(0)
+            ones = (as_real(self._one_of(one, operation)) for one in each)
+            return torch.stack([one.abs() for one in ones]).sum(0)
 
         def backward(R: Tensor) -> tuple[Tensor, ...]:
             s = stabilizers.apply(self.stabilizer, z.detach(), magnitude)
             R = as_real(R)
-            if result.is_complex():  # a part that is 0 whatever the input, as of a real number
+            if values_of_z.is_complex():  # a part that is 0 whatever the input, as of a real number
                 s = s.masked_fill((R == 0) & (s == 0), 1)
             message = R / s
             gradients = torch.autograd.grad(z, xs, message)
@@ -161,8 +166,18 @@ class RelevanceForm(GradientForm):
                 )
             return tuple(like(r, kind) for r, kind in zip(results, kinds, strict=True))
 
-        out = Step.apply(backward, result, *inputs.values())
-        return out if plain is func else args[0].copy_(out)
+        out = Step.apply(backward, values_of_z, *inputs.values())
+        if plain is not func:
+            return args[0].copy_(out)
+        return operations.mapped(lambda t: out if t is result else t, given_back)
+
+    def _one_of(self, given_back: Any, operation: Operation) -> Tensor:
+        """Return the one result that depends on the input, beside such as indices."""
+        found = operations.tensors_in((given_back,), {})
+        results = [t for t in found if t.is_floating_point() or t.is_complex()]
+        if len(results) != 1:
+            self._refuse(operation, "it gives several results")
+        return results[0]
 
     def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return a ReLU, or one of its kin; relevance passes unchanged."""

@@ -12,22 +12,33 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_stab import activations, marks
-from captum_lrp_stab.operations import argument, canonical_name, tensors_in
+from captum_lrp_stab.operations import MOVING, SELECTING, argument, canonical_name, tensors_in
 
 _GIVING = frozenset(
     """
     abs absolute exp expit hardsigmoid norm relu sigmoid softmax softmin sqrt square vector_norm
     """.split()
 )
-_KEEPING = frozenset(
+_FILLING = frozenset(
     """
-    T adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d add alias amax amin avg_pool1d avg_pool2d avg_pool3d
-    cat channel_shuffle chunk clone concat concatenate contiguous div dropout dropout1d dropout2d
-    dropout3d expand feature_dropout flatten flip float getitem mH mT max max_pool1d max_pool2d
-    max_pool3d maximum mean min minimum movedim mul multiply narrow pad permute pixel_shuffle
-    pixel_unshuffle ravel repeat reshape roll select split squeeze stack sum swapaxes t tile to
-    transpose truediv unbind unflatten unsqueeze view
+    constant_pad_nd copy fill fill_diagonal index_fill masked_fill nan_to_num pad_packed_sequence
+    pad_sequence put scatter setitem where
+    """.split()
+)
+_OF_COMPLEX = frozenset("complex imag real view_as_complex view_as_real".split())
+_PICKING = (MOVING | SELECTING) - _FILLING - _OF_COMPLEX
+"""Operations whose values are values that they read, or 0."""
+
+_KEEPING = _PICKING | frozenset(
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d avg_pool3d
+    cumsum div mean mul multiply sum truediv
+    """.split()
+)
+_INDEXED = frozenset(
+    """
+    gather getitem index index_select masked_select max_unpool1d max_unpool2d max_unpool3d
+    pack_padded_sequence repeat_interleave take take_along_dim
     """.split()
 )
 _WITH_CONSTANTS = frozenset("add div mul multiply truediv".split())
@@ -60,8 +71,8 @@ def gives_nonnegative(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     if name.startswith("avg_pool") and (argument(args, kwargs, 6, "divisor_override") or 1) < 0:
         return False
     tensors = tensors_in(args, kwargs)
-    if name == "getitem":
-        tensors = tensors[:1]  # the others are indices
+    if name in _INDEXED:
+        tensors = tensors[:1]  # the others are indices and masks
     return all(map(is_nonnegative, tensors))
 
 

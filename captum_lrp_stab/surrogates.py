@@ -285,6 +285,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return (x1 * x2).sum(dim) / (norms[0] * norms[1])
 
 
+def embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return ``F.embedding`` of the arguments, where the table depends on the model's input."""
+    return weight[input]
+
+
 def var_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Return ``torch.var_mean`` of the arguments."""
     return torch.var(input, *args, **kwargs), _mean(input, *args, **kwargs)
@@ -306,6 +311,7 @@ def _mean(
 WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention,
     F.glu: gated_linear_unit,
+    F.embedding: embedding,
     F.cosine_similarity: cosine_similarity,
     torch.lerp: lerp,
     Tensor.lerp: lerp,

@@ -114,6 +114,7 @@ GATED: dict[str, Step] = {
     "written into a buffer": lambda z: z * buffered(z.sigmoid()),
     "keyword": lambda z: z * torch.add(torch.tanh(z), other=1),
     "constant tensor": lambda z: z * (torch.tanh(z) + torch.ones(8).double()),
+    "summand and factor": lambda z: torch.addcmul(z, z, z.sigmoid()),
     "named summand": lambda z: torch.addcmul(tensor1=z.flip(1), tensor2=z.sigmoid(), input=z),
     "branches": lambda z: (
         torch.stack([z, z.flip(1)], 1) * torch.stack([z, 2 * z], 1).softmax(1)

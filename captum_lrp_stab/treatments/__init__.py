@@ -66,7 +66,6 @@ _BY_FUNCTION: dict[Function, Treatment] = {
     F.batch_norm: layers.batch_norm,
     torch.batch_norm: layers.native_batch_norm,
     F.pad: layers.pad,
-    F.grid_sample: values.sampling,
 }
 _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(operations.MOVING | operations.SELECTING, values.moving),
@@ -74,6 +73,8 @@ _BY_NAME: dict[str, Treatment] = {
     **dict.fromkeys(operations.MIXING, values.mixing),
     **dict.fromkeys(operations.HOMOGENEOUS, homogeneous),
     **dict.fromkeys(operations.PRODUCTS, products.product),
+    **dict.fromkeys(operations.LINEAR_IN_ONE, values.linear_in_one),
+    **dict.fromkeys(operations.REDUCING, values.reducing),
     **dict.fromkeys(operations.QUOTIENTS, products.quotient),
     **dict.fromkeys(gates.FUNCTIONS, values.gate),
     **dict.fromkeys(activations.ACTIVATIONS, values.activation),

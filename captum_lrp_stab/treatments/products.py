@@ -31,26 +31,33 @@ def product(
 
     What attention weights multiply is the signal, also where it would be a gate elsewhere.
     """
-    tensors = list(tensors_in(args, kwargs))
-    operands = operation.operands
-    is_factor = [operands.has(t) for t in tensors]
+    tensors, operands = tensors_in(args, kwargs), operation.operands
+    added: Any = None
     if canonical_name(func) in operations.SUMMANDS:
-        summand = first(args, kwargs)
-        is_factor[next(i for i, t in enumerate(tensors) if t is summand)] = False
+        added = first(args, kwargs)
     elif func in describe.BUILDERS:  # a layer whose weights depend on the input
-        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
-        is_factor = [f and t is not bias for f, t in zip(is_factor, tensors, strict=True)]
-    if sum(is_factor) < 2:
+        added = kwargs.get("bias", args[2] if len(args) > 2 else None)
+    place = next((i for i, t in enumerate(tensors) if t is added), None)
+    factors = tensors if place is None else [*tensors[:place], *tensors[place + 1 :]]
+    live = list(filter(operands.has, factors))
+    kinds = set(map(operands.gate, live))
+    if len(live) > 1:
+        held = _held(mode, kinds, func)
+    elif _is_gate_of_zeros(factors, operands, func):
+        held = {Gate.FACTOR, Gate.SOFTMAX}
+    else:
         return mixing(mode, operation, func, args, kwargs)
-    kinds = {operands.gate(t) for t, factor in zip(tensors, is_factor, strict=True) if factor}
-    held = _held(mode, kinds, func)
-    is_held = [f and operands.gate(t) in held for f, t in zip(is_factor, tensors, strict=True)]
-    live = sum(is_factor) - sum(is_held)
-    shares: list[float | None] = [
-        surrogates.HELD if held else 1 / live if factor and live > 1 else None
-        for factor, held in zip(is_factor, is_held, strict=True)
-    ]
-    operation.treatment = "gate held constant" if live == 1 else f"1/{live} to each factor"
+    count = sum(operands.gate(t) not in held for t in live)
+
+    def share(t: Tensor) -> float | None:
+        if not operands.has(t):
+            return None
+        return surrogates.HELD if operands.gate(t) in held else 1 / count if count > 1 else None
+
+    shares = list(map(share, factors))
+    if place is not None:
+        shares.insert(place, None)
+    operation.treatment = "gate held constant" if count < 2 else f"1/{count} to each factor"
     out = with_surrogate(mode, operation, func, _sharing(shares), args, kwargs)
     if kinds == {Gate.SOFTMAX}:  # such as a product of stochastic matrices
         return gates.marked(out, Gate.SOFTMAX)
@@ -58,7 +65,18 @@ def product(
     return gates.marked(out, Gate.FACTOR) if gate_of_gates else out
 
 
-def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Gate]:
+def _is_gate_of_zeros(factors: Sequence[Tensor], operands: gates.Operands, func: Function) -> bool:
+    """Return whether a gate multiplies a constant of zeros, as the first state of an LSTM is one.
+
+    What made the gate then has no part in the product, and gets no relevance by it.
+    """
+    by_element = canonical_name(func) in operations.ELEMENTWISE
+    if not by_element or not any(map(operands.is_factor, factors)):
+        return False
+    return not all(operands.has(t) or bool(t.any()) for t in factors)
+
+
+def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Gate | None]:
     """Return which kinds of factors are held constant, where there are others.
 
     Args:
@@ -67,7 +85,9 @@ def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Ga
         func: The product.
     """
     by_element = canonical_name(func) in operations.ELEMENTWISE
-    held = {Gate.SOFTMAX} if by_element or mode.rule_set.attention == "cp" else set()
+    held: set[Gate | None] = set()
+    if by_element or mode.rule_set.attention == "cp":
+        held.add(Gate.SOFTMAX)
     if kinds != {Gate.FACTOR, Gate.SOFTMAX}:
         held.add(Gate.FACTOR)
     return held if kinds - held else set()

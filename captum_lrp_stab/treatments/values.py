@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_lrp_stab import activations, gates, operations, ties
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gates import Gate
-from captum_lrp_stab.operations import canonical_name
+from captum_lrp_stab.operations import argument, canonical_name, tensors_in
 from captum_lrp_stab.sites import Operation, current_site
 from captum_lrp_stab.treatments.arguments import first, others, rest
 
@@ -82,14 +82,26 @@ def dropout(
     return moving(mode, operation, func, args, kwargs)
 
 
-def sampling(
+def linear_in_one(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
-    """Run an interpolation at the points of a grid, which is linear if the grid is fixed."""
-    if any(map(operation.operands.has, others(args, kwargs))):
-        operation.fallback = "a grid that depends on the input"
+    """Run a function that is linear in one argument, such as a grid sample in what it samples."""
+    x = argument(args, kwargs, *operations.LINEAR_IN_ONE[canonical_name(func)])
+    if any(operation.operands.has(t) and t is not x for t in tensors_in(args, kwargs)):
+        operation.fallback = "it is not linear in an argument that depends on the input"
         return func(*args, **kwargs)
     return mixing(mode, operation, func, args, kwargs)
+
+
+def reducing(
+    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
+) -> Any:
+    """Run a reduction of groups of values: a sum, a mean, or the choice of one of each group."""
+    how = argument(args, kwargs, operations.REDUCING[canonical_name(func)], "reduce")
+    if how in ("amax", "amin", "max", "min"):
+        return moving(mode, operation, func, args, kwargs)
+    run = mixing if how in ("mean", "sum") else unknown
+    return run(mode, operation, func, args, kwargs)
 
 
 def rectifier(
