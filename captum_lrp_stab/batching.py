@@ -14,7 +14,8 @@ from torch import Tensor
 
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.operations import mapped, tensors_in
-from captum_lrp_stab.propagation import as_tuple, score_of
+from captum_lrp_stab.propagation import as_tuple
+from captum_lrp_stab.targets import in_captums_form, score_of
 
 
 class Piece(NamedTuple):
@@ -55,6 +56,7 @@ class Batch:
                 f"internal_batch_size divides the samples, but the inputs have {counts} of them; "
                 "leave it out, or expand the inputs to one number"
             )
+        targets = [in_captums_form(target) for target in targets]
         for target in targets:
             several = isinstance(target, list) or (
                 isinstance(target, Tensor) and target.numel() > 1

@@ -1,7 +1,7 @@
 """What is checked before and after a pass, with an error that says what to do."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab import operations
-from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab.errors import InputError, InputTypeError, ModelError, ModelTypeError
+from captum_lrp_stab.leaves import check_is_module
 from captum_lrp_stab.places import Places
 
 _FLOATING = ("FXFloatFunctional", "FloatFunctional")
@@ -17,13 +18,12 @@ _FLOATING = ("FXFloatFunctional", "FloatFunctional")
 
 
 def check_kind(model: nn.Module) -> None:
-    """Raise ModelError if the model is one whose operations cannot be followed.
+    """Raise ModelTypeError if the model is one whose operations cannot be followed.
 
     Raises:
-        ModelError: The model is no module, or is scripted or quantized.
+        ModelTypeError: The model is no module, or is scripted, compiled or quantized.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}")
+    check_is_module(model)
     for name, module in model.named_modules():
         _check_module(name, module)
 
@@ -31,20 +31,20 @@ def check_kind(model: nn.Module) -> None:
 def _check_module(name: str, module: nn.Module) -> None:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")  # heavy, and loaded by torch.compile only
     if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise ModelError(
+        raise ModelTypeError(
             f"{_place(name, module)} is a TorchScript module, whose operations cannot be seen; "
             "explain the model it was scripted or traced from"
         )
     if module._compiled_call_impl is not None or (
         dynamo is not None and isinstance(module, dynamo.OptimizedModule)
     ):
-        raise ModelError(
+        raise ModelTypeError(
             f"{_place(name, module)} was made by torch.compile, which leaves no operations to see; "
             "explain the module it was made from (its _orig_mod)"
         )
     kind = type(module)
     if "quantized" in kind.__module__.split(".") and kind.__name__ not in _FLOATING:
-        raise ModelError(
+        raise ModelTypeError(
             f"{_place(name, module)} is quantized, and integer arithmetic has no relevance; "
             "explain the floating-point model"
         )
@@ -57,8 +57,7 @@ def check_model(model: nn.Module) -> None:
         ModelError: See :func:`check_kind`; or a parameter is sparse or nested; or dropout, random
             ReLU or batch norm is in train mode.
     """
-    if not isinstance(model, nn.Module):
-        check_kind(model)
+    check_is_module(model)
     modules = list(model.named_modules())  # once: it takes longer than the checks
     for name, module in modules:
         _check_module(name, module)
@@ -94,11 +93,11 @@ def _place(name: str, module: object) -> str:
     return f"'{name}' ({type(module).__name__})" if name else type(module).__name__
 
 
-def check_inputs(inputs: Iterable[Tensor]) -> None:
+def check_inputs(inputs: Sequence[Tensor]) -> None:
     """Raise InputError if an input is no floating-point tensor or has NaN or Inf."""
     for index, x in enumerate(inputs):
         if not isinstance(x, Tensor):
-            raise InputError(f"input {index} is a {type(x).__name__}; give a tensor")
+            raise InputTypeError(f"input {index} is a {type(x).__name__}; give a tensor")
         if x.is_nested or x.layout != torch.strided:
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
             remedy = "torch.nested.to_padded_tensor(x, 0.0)" if x.is_nested else "x.to_dense()"
@@ -107,10 +106,9 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
                 f"dense one, as from {remedy}"
             )
         if not torch.is_floating_point(x):
-            raise InputError(
+            raise InputTypeError(
                 f"input {index} has dtype {x.dtype}; relevance needs a floating-point input: "
-                "of token ids, give the embeddings (inputs_embeds, or the part of the model "
-                "behind the embedding)"
+                + _instead_of(index, inputs)
             )
         finite = torch.isfinite(x)
         if not bool(finite.all()):
@@ -119,6 +117,28 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
                 f"input {index} has {int((~finite).sum())} non-finite values, the first "
                 f"({x[first].item()}) at {first}; clean the input first"
             )
+
+
+def _instead_of(index: int, inputs: Sequence[Any]) -> str:
+    """Return what to give in place of an input without fractions."""
+    dtype = inputs[index].dtype
+    can_have = [isinstance(x, Tensor) and x.is_floating_point() for x in inputs]
+    if any(can_have):
+        wrapped = "; wrap the model so that it comes last" if any(can_have[index:]) else ""
+        return (
+            "give what the model reads beside that, such as ids and masks, as "
+            f"additional_forward_args, which follow the inputs and get no relevance{wrapped}"
+        )
+    if dtype == torch.uint8:
+        return "convert a picture as the model's preprocessing does, such as x.float() / 255"
+    if dtype.is_complex:
+        return "give torch.view_as_real(x) to a model that begins with torch.view_as_complex"
+    if dtype == torch.bool:
+        return "convert it with x.float()"
+    return (
+        "of token ids, give the embeddings (inputs_embeds, or the part of the model behind the "
+        "embedding); convert numbers with x.float()"
+    )
 
 
 def check_parameters(model: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """Errors and warnings, each naming the place, the value and the remedy.
 
 Every error derives from the built-in exception a caller would expect (``ValueError``,
-``TypeError``, ...) and from :class:`LRPError`, so that scripts can catch either.
+``TypeError``, ...) and from :class:`LRPError`, so that scripts can catch either. What Captum raises
+an exception of its own choice for is one of that type here too: a script written for Captum catches
+it as before.
 """
 
 
@@ -17,6 +19,10 @@ class RuleError(LRPError, ValueError):
     """A rule has an invalid parameter, or cannot serve the layer it is set on."""
 
 
+class RuleTypeError(RuleError, TypeError):
+    """What is set as ``module.rule`` is no propagation rule."""
+
+
 class RuleMapError(LRPError, ValueError):
     """A ``name_map`` names layers that do not exist, twice, or with a rule that does not fit."""
 
@@ -29,8 +35,28 @@ class ModelError(LRPError, ValueError):
     """The model cannot be explained as it is: train mode, scripted, quantized, NaN parameters."""
 
 
+class ModelTypeError(ModelError, TypeError):
+    """The model, or a module of it, is of a kind whose operations cannot be followed."""
+
+
+class UnreachedError(ModelError, RuntimeError, AssertionError):
+    """The score does not depend on the inputs, or not on the layer that is asked for."""
+
+
 class InputError(LRPError, ValueError):
     """The inputs or the target cannot be explained: NaN, integer dtype, target out of range."""
+
+
+class InputTypeError(InputError, TypeError, AssertionError, RuntimeError):
+    """An input is no tensor, or one of whole numbers."""
+
+
+class TargetError(InputError, TypeError, AssertionError):
+    """The target is of no form that selects one score for each sample."""
+
+
+class TargetIndexError(TargetError, IndexError, RuntimeError):
+    """The target has an index that the model's output has not."""
 
 
 class FallbackError(LRPError, RuntimeError):

@@ -20,12 +20,12 @@ from captum_lrp_stab.diagnosis import nonfinite as diagnosing
 from captum_lrp_stab.errors import (
     FallbackWarning,
     InputError,
-    ModelError,
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
     OutputWarning,
 )
 from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.leaves import check_is_module
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.propagation import (
@@ -34,10 +34,10 @@ from captum_lrp_stab.propagation import (
     coarsest_dtype,
     propagate,
     propagate_many,
-    score_of,
 )
 from captum_lrp_stab.rule_set import Attention, RuleSet
 from captum_lrp_stab.segments import SegmentedForm
+from captum_lrp_stab.targets import score_of
 from captum_lrp_stab.translation import Rules, rule_set_of
 from captum_lrp_stab.uncompiled import uncompiled
 
@@ -65,10 +65,7 @@ class Explainer:
         cache_bytes: int | None = None,
         checkpoint: Iterable[str] = (),
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"LRP explains a torch.nn.Module; the model is a {type(model).__name__}"
-            )
+        check_is_module(model)
         if nonfinite not in ("warn", "raise", "ignore"):
             raise InputError(f"nonfinite is {nonfinite!r}; give 'warn', 'raise' or 'ignore'")
         if fallbacks not in ("warn", "ignore"):

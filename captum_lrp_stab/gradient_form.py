@@ -19,7 +19,7 @@ from captum_lrp_stab import activations, first_layers, kernel, lean, operations
 from captum_lrp_stab.blocks import Buffer
 from captum_lrp_stab.carriers import Carriers, Follow
 from captum_lrp_stab.complex_values import as_real, like, total
-from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.errors import ModelError, UnreachedError
 from captum_lrp_stab.interception import Call, Interception
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage
@@ -92,7 +92,7 @@ class GradientForm(Interception):
             is_last: Whether no other backward pass follows.
 
         Raises:
-            ModelError: The score does not depend on any input.
+            UnreachedError: The score does not depend on any input.
         """
         self._is_last = is_last
         points = (*self.leaves, *self.carriers)
@@ -107,7 +107,7 @@ class GradientForm(Interception):
                 gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
             model = type(self.places.modules[""]).__name__
-            raise ModelError(
+            raise UnreachedError(
                 f"the output of {model} does not depend on the inputs through "
                 "differentiable operations; remove torch.no_grad(), detach() or argmax "
                 "from its forward"

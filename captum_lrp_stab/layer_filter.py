@@ -7,7 +7,7 @@ from torch import nn
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab.errors import LayerFilterError
-from captum_lrp_stab.leaves import leaf_modules
+from captum_lrp_stab.leaves import check_is_module, leaf_modules
 from captum_lrp_stab.propagation import operations_of
 from captum_lrp_stab.rule_set import RuleSet
 
@@ -54,6 +54,7 @@ class LayerFilter:
 
     Raises:
         LayerFilterError: ``target_types`` is no tuple of module types.
+        ModelTypeError: The model is no module.
 
     Example:
         >>> from torch import nn
@@ -73,10 +74,7 @@ class LayerFilter:
         inputs: Any = None,
         additional_forward_args: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise LayerFilterError(
-                f"LayerFilter counts the layers of a torch.nn.Module, not of a {type(model)}"
-            )
+        check_is_module(model)
         self.model = model
         self._ran = None if inputs is None else layers_of(model, inputs, additional_forward_args)
         self.set_target_types(target_types)

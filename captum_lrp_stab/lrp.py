@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab.batching import Piece
 from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab.errors import InputError, ModelError, UnreachedError
 from captum_lrp_stab.explainer import Explainer, Fallbacks, NonFinite, delta_of
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.operations import tensors_in
@@ -74,7 +74,8 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
         ModelError: The model is scripted or quantized, or no module; or has no module of a name in
             ``checkpoint``.
         RuleMapError: ``rules`` does not fit the model.
-        RuleError: ``attention`` is none of the two, or ``module.rule`` no propagation rule.
+        RuleError: ``attention`` is none of the two.
+        RuleTypeError: ``module.rule`` is no propagation rule.
         InputError: ``nonfinite`` or ``fallbacks`` is none of those listed.
 
     Source: Bach et al. 2015; Montavon et al. 2019, ch. 10; Arras et al. 2017 for gates; Ali et al.
@@ -107,7 +108,8 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             inputs: A tensor ``(N, ...)`` or a tuple of them, floating point, finite.
             target: The output to explain, in any of Captum's forms: an int for all samples; a list
                 of ints or a 1D tensor, one per sample; a tuple, or a list of tuples, of indices
-                for outputs with more dimensions; None for one score per sample.
+                for outputs with more dimensions; None for one score per sample. Whole numbers and
+                arrays of numpy count as ints and tensors.
             additional_forward_args: Further arguments of the model, without relevance.
             return_convergence_delta: Return score minus sum of relevance too.
             verbose: Print which rule each layer gets.
@@ -322,7 +324,7 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
             relevance, that of both parts. A layer used more than once gets the sum over its uses.
 
         Raises:
-            ModelError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
+            UnreachedError: A layer takes no part in the pass; see also :meth:`LRP.attribute`.
         """
         several = self.layer is None or isinstance(self.layer, (list, tuple))
         leaves = dict(leaf_modules(self.model))
@@ -375,7 +377,7 @@ def _result(probe: Probe, known: Collection[str]) -> Tensor | tuple[Tensor, ...]
             f"captum_lrp_stab.plan lists the names{hint}"
         )
     if not probe.noted:
-        raise ModelError(
+        raise UnreachedError(
             f"layer '{probe.name}' takes no part in the score: no relevance reaches it; check "
             "that the model runs it, and that the target depends on it"
         )

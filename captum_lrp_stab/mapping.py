@@ -32,10 +32,15 @@ def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRul
         RuleMapError: An entry is malformed or names no layer, a name can be that of no layer or
             stands in two entries, or a rule or its parameters do not fit.
     """
+    check_is_called(name_map)
     if isinstance(name_map, (str, bytes)) or not isinstance(name_map, Sequence):
+        what, remedy = f"a {type(name_map).__name__}", "give"
+        if isinstance(name_map, type):
+            what = f"the class {name_map.__name__}"
+        elif callable(name_map):
+            what, remedy = repr(name_map), "call it with the model, or give"
         raise RuleMapError(
-            f"name_map is a {type(name_map).__name__}; give a list of (layer names, rule class, "
-            "parameters)"
+            f"name_map is {what}; {remedy} a list of (layer names, rule class, parameters)"
         )
     leaves = dict(leaf_modules(model))
     rules: dict[str, PropagationRule] = {}
@@ -56,6 +61,15 @@ def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRul
             if name in leaves:
                 check_fit(place, rules[name], name, leaves[name])
     return rules
+
+
+def check_is_called(rules: Any) -> None:
+    """Raise RuleMapError for a function that makes a preset, where the preset is meant."""
+    if getattr(rules, "__module__", "") == f"{__package__}.presets" and hasattr(rules, "__code__"):
+        raise RuleMapError(
+            f"the rules are the function presets.{rules.__name__}, which makes a preset: call it, "
+            f"presets.{rules.__name__}(...)"
+        )
 
 
 _FUNCTIONAL = {canonical_name(f) for f in describe.BUILDERS} | contractions.NAMES | sums.NAMES

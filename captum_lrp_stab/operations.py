@@ -337,3 +337,11 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
             same_kind[key] = item
         return same_kind
     return value
+
+
+def without_graph(value: Tensor) -> Tensor:
+    """Return a tensor without a graph, copied if made in inference mode: autograd cannot save it.
+
+    With a graph of the caller's it would be taken for data that relevance flows to.
+    """
+    return value.clone() if value.is_inference() else value.detach()

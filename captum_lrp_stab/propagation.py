@@ -11,23 +11,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _select_targets,
-)
+from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab import checks, fallbacks, heads, operations
 from captum_lrp_stab.complex_values import real_dtype
 from captum_lrp_stab.derived import Derived
-from captum_lrp_stab.errors import InputError, ModelError
+from captum_lrp_stab.errors import InputTypeError, ModelError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.mixed_form import MixedForm
 from captum_lrp_stab.observation import Observer
 from captum_lrp_stab.probes import Probe
 from captum_lrp_stab.rule_set import Layers, RuleSet
 from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.targets import score_of
 
 
 @dataclass
@@ -271,12 +269,12 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
     """Return the inputs of a model as a tuple.
 
     Raises:
-        InputError: They are neither a tensor nor a tuple of some.
+        InputTypeError: They are neither a tensor nor a tuple of some.
     """
     if isinstance(inputs, Tensor):
         return (inputs,)
     if not isinstance(inputs, tuple) or not inputs:
-        raise InputError(
+        raise InputTypeError(
             f"inputs is a {type(inputs).__name__}; give a tensor or a tuple of tensors"
         )
     return inputs
@@ -315,7 +313,7 @@ def _forward(
     whole: bool = False,
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
-    extra = operations.mapped(_usable, tuple(extra))
+    extra = operations.mapped(operations.without_graph, tuple(extra))
     output = _followed(mode, model, inputs, extra, probes, observer)
     if mode.assignment.is_late:  # what the rules of modules serve is known now, and not before
         del output
@@ -348,46 +346,3 @@ def _followed(
         if str(error) == _CHECKPOINT:
             raise ModelError(_CHECKPOINT) from error
         raise
-
-
-def _usable(value: Tensor) -> Tensor:
-    """Return a tensor without a graph, copied if made in inference mode: autograd cannot save it.
-
-    With a graph of the caller's it would be taken for data that relevance flows to.
-    """
-    return value.clone() if value.is_inference() else value.detach()
-
-
-def score_of(output: Any, target: Any) -> Tensor:
-    """Return the target's output, shape ``(N,)``.
-
-    Raises:
-        ModelError: The output is no tensor.
-        InputError: The target does not fit it.
-    """
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"the model returns a {type(output).__name__}; LRP explains one output tensor: wrap "
-            "the model so that it returns the tensor to explain"
-        )
-    shape = tuple(output.shape)
-    if output.is_complex():
-        raise ModelError(
-            f"the model returns complex numbers ({output.dtype}), and a score is real; wrap the "
-            "model so that it returns their abs(), real or imag"
-        )
-    try:
-        score: Tensor = _select_targets(output, operations.mapped(_usable, target))
-    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"target {target!r} does not fit the model's output of shape {shape}: {error}"
-        ) from error
-    if score.dim() == 0:
-        return score.reshape(1)
-    values = score.shape[1:].numel()
-    if values != 1:
-        raise InputError(
-            f"target {target!r} leaves {values} values per sample of the model's output of "
-            f"shape {shape}; give a target that selects one"
-        )
-    return score.reshape(len(score))

@@ -13,7 +13,7 @@ import captum_lrp_stab.types as types
 from captum_lrp_stab import checks, mapping
 from captum_lrp_stab.affine import Affine
 from captum_lrp_stab.captum_bridge import RoutingRule, Rule
-from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.errors import RuleError, RuleTypeError
 from captum_lrp_stab.kernel import Group, Term
 from captum_lrp_stab.leaves import leaf_modules
 from captum_lrp_stab.mapping import Entries
@@ -36,17 +36,20 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
         **options: Of :class:`~captum_lrp_stab.rule_set.RuleSet`.
 
     Raises:
-        ModelError: The model is scripted or quantized.
+        ModelTypeError: The model is scripted, compiled or quantized.
         RuleMapError: ``rules`` does not fit the model.
-        RuleError: ``module.rule`` is no propagation rule, or cannot be translated; or an option
-            has no meaning.
+        RuleTypeError: ``module.rule`` is no propagation rule.
+        RuleError: ``module.rule`` cannot be translated, or an option has no meaning.
     """
     checks.check_kind(model)  # before the names of the layers, which a scripted model hides
     if rules is None:
         return RuleSet(rules_on(model), on_modules=True, **options)
     if isinstance(rules, Preset):  # which gives each layer that the pass meets its rule
         return RuleSet({}, composite=rules, **options)
-    name_map = rules(model) if callable(rules) else rules
+    mapping.check_is_called(rules)
+    name_map: Any = rules
+    if callable(rules) and not isinstance(rules, type):  # a rule's class makes no name_map
+        name_map = rules(model)
     return RuleSet(_translated(model, mapping.build_rules(model, name_map)), **options)
 
 
@@ -54,19 +57,23 @@ def rules_on(model: nn.Module) -> dict[str, Rule]:
     """Return the rules set on the modules of a model (``module.rule``), by layer name.
 
     Raises:
-        RuleError: ``module.rule`` is no propagation rule, or cannot be translated.
+        RuleTypeError: ``module.rule`` is no propagation rule, on any module.
+        RuleError: It cannot be translated.
         RuleMapError: A rule does not fit its layer.
     """
+    set_on = {name: getattr(module, "rule", None) for name, module in model.named_modules()}
+    for name, rule in set_on.items():
+        if rule is not None and not isinstance(rule, PropagationRule):
+            raise RuleTypeError(
+                f"{f'{name!r}.rule' if name else 'rule of the model'} is {rule!r}; set an instance "
+                "of a PropagationRule, such as EpsilonRule(), or delete the attribute; with a "
+                "name_map or a preset it is not looked at"
+            )
     found: dict[str, PropagationRule] = {}
     for name, module in leaf_modules(model):
-        rule = getattr(module, "rule", None)
+        rule = set_on[name]
         if rule is None or isinstance(rule, RoutingRule):  # set by attach_rules, for stock Captum
             continue
-        if not isinstance(rule, PropagationRule):
-            raise RuleError(
-                f"'{name}'.rule is {rule!r}; set an instance of a PropagationRule, such as "
-                "EpsilonRule(), or delete the attribute"
-            )
         mapping.check_fit(f"module.rule ({type(rule).__name__})", rule, name, module)
         found[name] = rule
     return _translated(model, found)

@@ -43,6 +43,7 @@ from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.figures import MOST_COLUMNS, Options, Panel, draw
 from captum_lrp_stab.lrp import LRP
 from captum_lrp_stab.stabilizers import StabilizerLike
+from captum_lrp_stab.targets import score_of
 from captum_lrp_stab.translation import Rules
 
 
@@ -225,8 +226,8 @@ def rules_by_stabilizers(
         )
         found[name] = dict(zip(stabilizers, relevances, strict=True))
     with torch.no_grad():
-        scores = _run_forward(model, inputs, target, additional_forward_args)
-    score = scores.reshape(-1)[chosen.sample]
+        output = _run_forward(model, inputs, None, additional_forward_args)
+    score = score_of(output, target)[chosen.sample]
     return grid(found, picture, scores=score, **options)
 
 

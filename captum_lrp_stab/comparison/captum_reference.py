@@ -21,7 +21,6 @@ from captum_lrp_stab.comparison.reference import TINY, Reference, where_not_0
 from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.complex_values import has_complex_weights, total
 from captum_lrp_stab.leaves import leaf_modules
-from captum_lrp_stab.propagation import score_of
 from captum_lrp_stab.rules import (
     AlphaBetaRule,
     EpsilonRule,
@@ -32,6 +31,7 @@ from captum_lrp_stab.rules import (
 )
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import Identity, Signed
+from captum_lrp_stab.targets import in_captums_form, score_of
 from captum_lrp_stab.translation import ManipulatedWeightsRule
 
 
@@ -93,7 +93,8 @@ class CaptumReference(Reference):
 
         stock.gradient_func = gradients
         with watch.active():
-            stock.attribute(inputs, subject.target, subject.additional_forward_args)
+            target = in_captums_form(subject.target)
+            stock.attribute(inputs, target, subject.additional_forward_args)
         seen = watch.recording(tuple(r.detach() for r in relevances), score)
         for name in names:
             rule = rules.get(ends.get(name, name))

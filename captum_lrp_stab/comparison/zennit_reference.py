@@ -20,7 +20,6 @@ from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.complex_values import has_complex_weights
 from captum_lrp_stab.errors import MissingExtraError, RuleError
 from captum_lrp_stab.input_rules import FlatRule, WSquareRule, ZBoxRule
-from captum_lrp_stab.propagation import score_of
 from captum_lrp_stab.rules import (
     AlphaBetaRule,
     EpsilonRule,
@@ -31,6 +30,7 @@ from captum_lrp_stab.rules import (
 )
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import RoundingAware
+from captum_lrp_stab.targets import score_of
 
 
 def package() -> Any:
