@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import marks, operations, ties
-from captum_lrp_stab.errors import ModelError, RuleError
+from captum_lrp_stab.errors import LRPError, ModelError, RuleError
 from captum_lrp_stab.gradient_form import GradientForm
 from captum_lrp_stab.operations import mapped, tensors_in
+from captum_lrp_stab.repeats import Made, made
 from captum_lrp_stab.sites import Site, current_site, is_mergeable
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Use:
         self._stand_ins: tuple[Tensor, ...] = ()
         self._arguments: tuple[Any, Any] = (), {}
         self._given: list[Tensor] = []  # what the segment gets, to see whether it changes that
-        self._values: list[_Values] = []  # of the outputs
+        self._made: Made  # by the first run
         device = self.inputs[0].device.type if self.inputs else "cpu"
         self._autocast = torch.autocast(
             device,
@@ -113,12 +114,12 @@ class Use:
         results = _results(form, output)
         if results:
             self._check(results)
-        form.settle(tuple(results))
+        form.settle(tuple(results), whole=True)
         outer.adopt(form)
         if not results:  # also where the forward pass has ended with an error
             self._end()
             return output
-        self._values = list(map(_Values, results))
+        self._made = made(form.operations, results)
         given = _SegmentStep.apply(self, tuple(t.detach() for t in results), *self._read(results))
         places = {id(t): new for t, new in zip(results, given, strict=True)}
         for t, new in zip(results, given, strict=True):
@@ -159,19 +160,42 @@ class Use:
             # what such hooks get, and may write to
             spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
             args, kwargs = self._with(spare)
-            with self._autocast, form.places.watch(on_input, form.on_output), form:
-                output = module(*args, **kwargs)
+            try:
+                with self._autocast, form.places.watch(on_input, form.on_output), form:
+                    output = module(*args, **kwargs)
+            except (LRPError, MemoryError, torch.cuda.OutOfMemoryError):
+                raise
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+                raise self._differs(f"failed when it ran again ({said})") from error
             results = _results(form, output)
-            if list(map(_Values, results)) != self._values:
-                raise ModelError(
-                    f"checkpoint: '{self.name}' gave other values when it ran again, as where it "
-                    "keeps a state, or reads what is written to after it; leave it out"
-                )
-            form.settle(tuple(results))
+            if _inner_values(tuple(results), form.leaves):
+                raise self._differs("read values of its earlier run when it ran again")
+            form.settle(tuple(results), whole=True)
+            now = made(form.operations, results)
+            if now.operations != self._made.operations:
+                raise self._differs("computed something else when it ran again")
+            if now != self._made:
+                raise self._differs("gave other values when it ran again")
             pairs = [(t, c) for t, c in zip(results, upstream, strict=True) if c is not None]
             outputs, coefficients = zip(*pairs, strict=True)
             found = torch.autograd.grad(outputs, form.leaves, coefficients, allow_unused=True)
         return found
+
+    def _differs(self, how: str) -> ModelError:
+        """Return the error to raise where the second run is not the same as the first."""
+        modules = self.outer.places.modules.values()
+        remedy = "leave it out"
+        if any(getattr(getattr(m, "config", None), "use_cache", False) for m in modules):
+            remedy = (
+                "the model's config says use_cache=True, a key-value cache that every run adds to: "
+                "call the model with use_cache=False, or leave the segment out"
+            )
+        return ModelError(
+            f"checkpoint: '{self.name}' {how}, as where it keeps a state, draws numbers, reads "
+            "what is written to after it, or adds up in no fixed order (index_put on several "
+            f"threads; torch.use_deterministic_algorithms fixes it); {remedy}"
+        )
 
     def _end(self) -> None:
         """Let go of what the run has made."""
@@ -227,25 +251,6 @@ class _SegmentStep(torch.autograd.Function):
         return None, None, *ctx.use.again(inputs, upstream)
 
 
-class _Values:
-    """What is kept of an output's values, to see that a second run gives the same."""
-
-    def __init__(self, t: Tensor) -> None:
-        t = t.detach()
-        self.kind = t.shape, t.dtype, t.device
-        wide = None if t.is_complex() else torch.float64
-        self.total = t.sum(dtype=wide)
-        self.margin = torch.finfo(t.dtype).eps ** 0.5 * torch.linalg.vector_norm(t, 1, dtype=wide)
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the values are the same, up to rounding."""
-        if not isinstance(other, _Values) or self.kind != other.kind:
-            return False
-        if not self.margin.isfinite():
-            return not bool(other.margin.isfinite())
-        return bool((self.total - other.total).abs() <= self.margin)
-
-
 def _memory(t: Tensor) -> int:
     """Return what is the same for tensors that share their memory."""
     return t.untyped_storage().data_ptr() if t.numel() else id(t)
@@ -273,15 +278,18 @@ def refuse_inner_values(output: Any, own: Sequence[Tensor] = ()) -> None:
         output: The model's output, or a segment's.
         own: The leaves of the run of the segment.
     """
-    for node in operations.graph(output):
-        variable = getattr(node, "variable", None)  # of AccumulateGrad
-        name = None if variable is None else marks.get(variable, "cut")
-        if name is not None and not any(variable is leaf for leaf in own):
-            raise ModelError(
-                f"checkpoint: a value made in '{name}' is read outside of it, and is not a tensor "
-                "of its output, in tuples, lists or dicts; leave it out, or name the module around "
-                "both"
-            )
+    for name in _inner_values(output, own):
+        raise ModelError(
+            f"checkpoint: a value made in '{name}' is read outside of it, and is not a tensor of "
+            "its output, in tuples, lists or dicts; leave it out, or name the module around both"
+        )
+
+
+def _inner_values(output: Any, own: Sequence[Tensor]) -> list[str]:
+    """Return the segments of which an output comes from an inner value, but for a run's own."""
+    variables = (getattr(node, "variable", None) for node in operations.graph(output))
+    others = (v for v in variables if v is not None and not any(v is leaf for leaf in own))
+    return [name for v in others if (name := marks.get(v, "cut")) is not None]
 
 
 def refusal(layer: str, where: str) -> RuleError:

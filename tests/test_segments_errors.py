@@ -238,8 +238,10 @@ def test_an_exception_in_the_second_run() -> None:
 
     model = build(lambda: Around(Part(failing), plain))
     explainer = LRP(model, checkpoint=["seg"])
-    with pytest.raises(KeyError, match="again"):
+    said = r"^checkpoint: 'seg' failed when it ran again \(KeyError: 'again'\)"
+    with pytest.raises(ModelError, match=said) as raised:
         explainer.attribute(X, target=1)
+    assert isinstance(raised.value.__cause__, KeyError)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(explainer.attribute(X, target=1), LRP(model).attribute(X, target=1))
 
