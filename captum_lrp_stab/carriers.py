@@ -2,8 +2,9 @@
 
 The zB, w² and flat rules give relevance that is not proportional to a layer's input. Where that is
 an input of the model, or what moving and normalising its values has made of it, the gradient of a
-tensor of zeros beside it carries the relevance: it moves as the input does, and passes a
-normalisation unchanged, value by value, as it would if that were part of the layer.
+tensor of zeros beside it carries the relevance: it moves as the input does, is resampled by the
+same weights, and passes a normalisation unchanged, value by value, as if that were part of the
+layer. A value that is multiplied by 0, as by a mask, gets none.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,6 +34,10 @@ _MOVES = MOVING - frozenset(
 )
 """What can be done to the tensors beside as well; a dropout that drops nothing gives its input."""
 
+_RESAMPLING = frozenset(
+    "grid_sample interpolate upsample upsample_bilinear upsample_nearest".split()
+)
+
 Follow = Callable[[Any], None]
 
 
@@ -59,6 +64,12 @@ class Carriers:
                 return carrier
         return None
 
+    def carry(self, source: Tensor, target: Tensor) -> None:
+        """Let what stands beside a tensor stand beside another that has its values, too."""
+        carrier = self.of(source)
+        if carrier is not None:
+            self.put(target, carrier)
+
     def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
         """Return what lets carriers follow an operation to its result, None where they cannot.
 
@@ -69,11 +80,13 @@ class Carriers:
         found = {id(t): carrier for t in given if (carrier := self.of(t)) is not None}
         if not given or any(id(t) not in found for t in given):
             return None
-        if name in _MOVES:
+        if name in _MOVES or (name in _RESAMPLING and len(given) == 1):
             return partial(self._move, func, args, kwargs, found)
         if name in SCALING and len(given) == 1:
+            (x,) = given
+            plain = partial(_called, out_of_place(func), args, kwargs, x)
             current = [(t, c) for t, version, c in self._entries if t._version == version]
-            return partial(self._pass_on, found[id(given[0])], current)
+            return partial(self._pass_on, found[id(x)], plain, current)
         return None
 
     def clear(self) -> None:
@@ -100,15 +113,35 @@ class Carriers:
                 self.put(t, carrier)
 
     def _pass_on(
-        self, carrier: Tensor, current: Iterable[tuple[Tensor, Tensor]], result: Tensor
+        self,
+        carrier: Tensor,
+        plain: Callable[[Tensor], Tensor],
+        current: Iterable[tuple[Tensor, Tensor]],
+        result: Tensor,
     ) -> None:
         if current_site(result) is not None:
             return  # a batch norm with a rule of its own
-        shape = carrier.shape
-        self.put(
-            result,
-            Step.apply(lambda R: (R.sum_to_size(shape),), torch.zeros_like(result), carrier),
-        )
+        beside, shape = torch.zeros_like(result), carrier.shape
+
+        def down(R: Tensor) -> tuple[Tensor]:
+            return (R.masked_fill(_slope(plain, R) == 0, 0).sum_to_size(shape),)
+
+        self.put(result, Step.apply(down, beside, carrier))
         for t, own in current:  # what has been written over, by whatever name
             if t is not result and self.of(t) is None:
                 self.put(t, own)
+
+
+def _called(func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, point: Tensor) -> Tensor:
+    """Return what a function gives at a point in the place of ``x``."""
+    given = mapped(lambda t: point if t is x else t.detach(), (args, kwargs))
+    result: Tensor = func(*given[0], **given[1])
+    return result
+
+
+def _slope(function: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """Return by what a function scales each value."""
+    with torch.enable_grad():
+        point = torch.zeros_like(like, requires_grad=True)
+        z = function(point)
+    return torch.autograd.grad(z, point, torch.ones_like(z))[0]

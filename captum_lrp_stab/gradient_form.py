@@ -307,3 +307,7 @@ class GradientForm(Interception):
         if carrier is not None:
             noting = CarrierProbeStep.apply(carrier, lambda R: note(R / self._scale))
             self._beside.put(copy, noting)
+
+    def carry(self, source: Tensor, target: Tensor) -> None:
+        """Let what is carried beside a tensor stand beside another that has its values now."""
+        self._beside.carry(source, target)

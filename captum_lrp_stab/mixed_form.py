@@ -106,9 +106,8 @@ class MixedForm(GradientForm):
         def change(t: Tensor) -> Tensor:
             if not self.carries_relevance(t):
                 return t
-            copy, carrier = _from_coefficient(t), self._beside.of(t)
-            if carrier is not None:
-                self._beside.put(copy, carrier)
+            copy = _from_coefficient(t)
+            self.carry(t, copy)
             return copy
 
         return operations.mapped(change, args), operations.mapped(change, kwargs)

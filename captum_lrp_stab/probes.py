@@ -85,6 +85,9 @@ class Form(Protocol):
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
 
+    def carry(self, source: Tensor, target: Tensor) -> None:
+        """Let what is carried beside a tensor stand beside another that has its values now."""
+
     def overwrote(self, t: Tensor) -> None:
         """Note a tensor that has been written to in place, with what depends on an input."""
 
@@ -157,6 +160,7 @@ class Probes:
                 originals[id(copy)] = t.copy_(copy)
                 self._form.overwrote(t)
                 marks.carry(copy, t)
+                self._form.carry(copy, t)
 
         def back(t: Tensor) -> Tensor:
             return originals.get(id(t), t)

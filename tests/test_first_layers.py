@@ -287,6 +287,37 @@ def test_a_normalisation_in_front_is_as_part_of_the_first_layer(name, form) -> N
     assert relative_error(relevance_in(form, model, x, presets.epsilon_plus_flat()), other) > 1e-2
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_value_that_is_masked_gets_no_relevance(form) -> None:
+    """As it has no part in the score; what the rule gives to its place is lost."""
+    mask = (picture(3, 8, 8, seed=5) > 0.5).double()
+    network, x = build(small, seed=2), picture(2, 3, 8, 8)
+    for multiplied in (lambda x: x * mask, lambda x: x.clone().mul_(mask), lambda x: mask * x):
+        model = nn.Sequential(Called(lambda x, f=multiplied: f(x) + 0.5), network)
+        found = relevance_in(form, model, x, presets.epsilon_plus_flat())
+        below = relevance_in(form, network, model[0](x), presets.epsilon_plus_flat())
+        assert below[:, mask == 0].abs().sum() > 0
+        assert torch.equal(found, below * mask)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_resized_picture_gets_relevance_by_the_weights(form) -> None:
+    """The adjoint of the interpolation, which hands on all that it gets."""
+    network, small_x = build(small, seed=2), picture(2, 3, 5, 5)
+    options = {"size": (8, 8), "mode": "bilinear"}
+    for resized in (
+        lambda x: F.interpolate(x, **options) * 2 - 1,
+        lambda x: F.interpolate(x * 2 - 1, **options),
+    ):
+        model = nn.Sequential(Called(resized), network)
+        found = relevance_in(form, model, small_x, presets.epsilon_plus_flat())
+        below = relevance_in(form, network, resized(small_x), presets.epsilon_plus_flat())
+        point = small_x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(F.interpolate(point, **options), point, below)
+        assert relative_error(found, expected) <= 1e-12
+        assert relative_error(found.sum((1, 2, 3)), below.sum((1, 2, 3))) <= 1e-12
+
+
 # what lies between: more, and less ---------------------------------------------------------------
 
 

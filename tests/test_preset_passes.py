@@ -7,8 +7,18 @@ from typing import Any
 import planted_networks
 import pytest
 import torch
+from layers import relative_error
 from networks import Residual, TwoInputs, build, cnn
-from test_first_layers import PRESETS, Called, Siamese, Stems, firsts, picture
+from test_first_layers import (
+    NORMALISATIONS,
+    PRESETS,
+    Called,
+    Siamese,
+    Stems,
+    firsts,
+    picture,
+    small,
+)
 from test_functional import Functional
 from test_mixed_form import padded
 from torch import Tensor, nn
@@ -176,16 +186,30 @@ def test_inner_layers_see_the_same_pass(preset) -> None:
     assert float(whole.abs().max()) <= 1e-12
 
 
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_what_is_seen_of_a_normalisation(name) -> None:
+    """Its input, its output and the input of the first layer have one relevance."""
+    norm, preset = NORMALISATIONS[name](), presets.epsilon_plus_flat()
+    model, x = nn.Sequential(norm, build(small, seed=2)).eval(), picture(2, 3, 8, 8)
+    whole = LRP(model, preset).attribute(x, target=1)
+    layers, at_input = [norm, model[1][0]], {"attribute_to_layer_input": True}
+    for found in (
+        *LayerLRP(model, layers, preset).attribute(x, target=1, **at_input),
+        LayerLRP(model, norm, preset).attribute(x, target=1),
+    ):
+        assert relative_error(found, whole) <= 1e-12
+
+
 @pytest.mark.parametrize("network", ["stems", "functional"])
 def test_presets_share_a_forward_pass(network) -> None:
+    """A second one follows where the tutorial's map needs to know how many layers there are."""
     model, x = NETWORKS[network]()
     ran: list[int] = []
     handle = model.register_forward_hook(lambda *_: ran.append(1))
-    several = [preset for preset in EVERY if not preset.is_by_depth]
-    (found,) = LRP(model).attribute_many(x, targets=[1], rules=several)
+    (found,) = LRP(model).attribute_many(x, targets=[1], rules=EVERY)
     handle.remove()
-    assert len(ran) == 1
-    for preset, relevance in zip(several, found, strict=True):
+    assert len(ran) == (2 if network == "functional" else 1)
+    for preset, relevance in zip(EVERY, found, strict=True):
         alone = LRP(model, preset).attribute(x, target=1)
         assert torch.allclose(relevance, alone, rtol=1e-12, atol=1e-14)
 
