@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+import captum_lrp_stab.types as types
 from captum_lrp_stab import activations, marks, surrogates
-from captum_lrp_stab.affine import Convolution, Dense
 from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, graph, tensors_in
-from captum_lrp_stab.sites import Operation, current_site
+from captum_lrp_stab.sites import Operation
 
 SCALING = frozenset(
     """
@@ -91,21 +91,24 @@ def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
     return [(t, holds) for t, holds in known if holds is not None]
 
 
-def note(func: Callable[..., Any], result: Any, read: Sequence[tuple[Tensor, bool]]) -> None:
+def note(
+    operation: Operation,
+    func: Callable[..., Any],
+    result: Any,
+    read: Sequence[tuple[Tensor, bool]],
+) -> None:
     """Remember that the result of an operation is made of the inputs, unless it is a layer's.
 
     Args:
+        operation: Its record.
         func: The torch function.
         result: What it made.
         read: What it has read, as :func:`among` gives it; where it has written over that, it is
             what it was.
     """
-    if not read:
-        return
-    made = tensors_in((result,), {})
-    sites = [current_site(t) for t in made]
-    if any(site is not None and isinstance(site.affine, (Dense, Convolution)) for site in sites):
+    is_layer = operation.layer is not None and issubclass(operation.layer, types.Linear)
+    if is_layer or not read:
         return
     for t, holds in read:
         marks.put(t, "input", holds)
-    mark(made, keeps(func) and any(holds for _, holds in read))
+    mark(tensors_in((result,), {}), keeps(func) and any(holds for _, holds in read))

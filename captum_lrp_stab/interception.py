@@ -223,7 +223,7 @@ class Interception(TorchFunctionMode, ABC):
         if nonnegative:
             signs.mark(out)
         result = args[0] if func is Tensor.__setitem__ else out
-        first_layers.note(func, result, inputs)
+        first_layers.note(operation, func, result, inputs)
         if follow is not None and not operation.fallback:
             follow(result)
         return self._recorded(operation, out, result, given)

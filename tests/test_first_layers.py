@@ -359,6 +359,8 @@ NOT_BEHIND: dict[str, Callable[[Between, Tensor], Tensor]] = {
     "beside": lambda m, x: torch.cat([x[:, :1], m.mixer(x)[:, 1:]], 1),
     "means": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 5, 5),
     "no rule": lambda m, x: (x + 1).log(),
+    "complex layer": lambda m, x: F.conv2d(x.to(torch.complex128), m.mixer.weight + 0j).real,
+    "product with weights": lambda m, x: (m.mixer.weight[:, :, 0, 0] @ x.flatten(2)).view_as(x),
 }
 
 
@@ -372,14 +374,9 @@ def test_what_a_first_layer_may_read(name) -> None:
     function = (FIRST_BEHIND | NOT_BEHIND)[name]
     model, x = build(lambda: Between(function), seed=1), picture(2, 3, 8, 8)
     preset = presets.epsilon_plus_flat()
-    reads_mixer = name in (
-        "a layer",
-        "a layer and the input",
-        "written to",
-        "assigned to",
-        "beside",
-    )
-    expected = ["conv"] if name in FIRST_BEHIND else ["mixer"] if reads_mixer else []
+    others = {"means": [], "no rule": [], "complex layer": ["conv2d_0"]}
+    others["product with weights"] = ["matmul_0"]
+    expected = ["conv"] if name in FIRST_BEHIND else others.get(name, ["mixer"])
     assert firsts(model, x, preset) == expected
     found = LRP(model, preset, fallbacks="ignore").attribute(x, target=1)
     assert bool(found.isfinite().all()) and float(found.abs().sum()) > 0
