@@ -104,8 +104,8 @@ class Explainer:
 
     def _shown(self) -> dict[str, Any]:
         """Return what stands in the text form after model and rules."""
-        names = ("attention", "merge_batch_norm", "strict", "nonfinite", "fallbacks")
-        return {name: getattr(self, name) for name in names}
+        names = "attention merge_batch_norm strict nonfinite fallbacks skip_output_activation"
+        return {name: getattr(self, name) for name in names.split()}
 
     def _options(self) -> dict[str, Any]:
         return {"attention": self.attention, "merge_batch_norm": self.merge_batch_norm}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, LayerLRP, compare, diagnose, plan, presets
+from captum_lrp_stab.errors import NotDifferentiableError
 from captum_lrp_stab.stabilizers import Clip
 
 
@@ -29,6 +30,12 @@ class Shortcut(nn.Module):
         return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
+def differentiated(relevance: Tensor) -> None:
+    """Meet the error that says that there is no derivative."""
+    with pytest.raises(NotDifferentiableError):
+        relevance.sum().backward()
+
+
 @pytest.fixture
 def _no_collector() -> Iterator[None]:
     gc.collect()
@@ -42,6 +49,10 @@ WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "attribute": lambda m, x: LRP(m, presets.epsilon_plus()).attribute(x, target=1),
     "optimize=False": lambda m, x: LRP(m, optimize=False).attribute(x, target=1),
     "first layer": lambda m, x: LRP(m, presets.epsilon_plus_flat()).attribute(x, target=1),
+    "without a head": lambda m, x: LRP(m, skip_output_activation=True).attribute(x, target=1),
+    "in pieces": lambda m, x: LRP(m).attribute(x, target=1, internal_batch_size=1),
+    "layers in pieces": lambda m, x: LayerLRP(m, None).attribute(x, 1, internal_batch_size=1),
+    "differentiated": lambda m, x: differentiated(LRP(m).attribute(x.requires_grad_(), target=1)),
     "attribute_many": lambda m, x: LRP(m).attribute_many(x, [0, 1], stabilizers=[1e-6, Clip(0.1)]),
     "layer": lambda m, x: LayerLRP(m, m.conv).attribute(x, target=1),
     "diagnose": lambda m, x: diagnose(m, x, target=1),

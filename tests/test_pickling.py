@@ -66,7 +66,7 @@ def layers() -> nn.Sequential:
             lambda m: LRP(m, [(["0", "2"], GammaRule, {"gamma": 0.5})], attention="cp"),
             "LRP(Sequential, rules=[2 x GammaRule(gamma=0.5, stabilizer=Signed(epsilon=1e-06, "
             "relative=False), bias='scaled')], attention='cp', merge_batch_norm=True, "
-            "strict=False, nonfinite='warn', fallbacks='warn')",
+            "strict=False, nonfinite='warn', fallbacks='warn', skip_output_activation=False)",
         ),
         (lambda m: LRP(m), "LRP(Sequential, rules=None, attention='attnlrp', ..."),
         (lambda m: LayerLRP(m, m[1]), "LayerLRP(Sequential, rules=None, layer='1', ..."),
