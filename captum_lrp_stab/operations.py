@@ -146,7 +146,6 @@ _LIBRARIES = ("aten", "torchvision")
 """Libraries of operators whose names mean what they say."""
 
 
-@lru_cache(4096)
 def canonical_name(func: Callable[..., Any]) -> str:
     """Return the operation's name without the marks of in-place and operator spellings.
 
@@ -155,6 +154,12 @@ def canonical_name(func: Callable[..., Any]) -> str:
         >>> canonical_name(torch.Tensor.add_), canonical_name(torch.Tensor.__rsub__)
         ('add', 'rsub')
     """
+    # not of a function made in a call: the cache would keep it, and the tensors it refers to
+    made_in_a_call = getattr(func, "__closure__", None) is not None
+    return _canonical_name(func) if made_in_a_call else _cached_name(func)
+
+
+def _canonical_name(func: Callable[..., Any]) -> str:
     if func.__name__ == "__get__":  # an attribute, such as x.T
         return func.__self__.__name__  # type: ignore[attr-defined, no-any-return]
     name = getattr(func, "__name__", str(func)).strip("_")
@@ -173,6 +178,9 @@ def canonical_name(func: Callable[..., Any]) -> str:
     if name[0:1] == "r" and name[1:] in ("add",):
         return name[1:]
     return name
+
+
+_cached_name = lru_cache(4096)(_canonical_name)
 
 
 _INPLACE_IS_LAST = frozenset(

@@ -36,6 +36,7 @@ def test_classifier(name) -> None:
     assert result.fallbacks == ()
     assert result.finite
     assert result.conservation <= 1e-10
+    assert result.alone <= 1e-10
     if name.startswith(OF_RELU_ONLY):
         assert result.from_gradient <= 1e-10
     elif name != "mobilenet_v2":  # whose ReLU6 does not saturate with random weights

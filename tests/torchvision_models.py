@@ -36,6 +36,7 @@ class Result:
     from_gradient: float | None  # LRP-0 against gradient x input, where they are the same
     conservation: float  # |score - sum of relevance| without biases, LRP-0, CP-LRP
     gradient_conservation: float  # the same of gradient x input: the control
+    alone: float  # LRP-0 of a sample by itself against the same in a batch of two
     seconds: float
 
 
@@ -82,6 +83,8 @@ def check(name: str) -> Result:
     with torch.no_grad():
         score = float(model(x)[0, TARGET])
     relevance = LRP(model, presets.zero(), attention="cp").attribute(x, target=TARGET)
+    pair = torch.cat([x, x.flip(-1)])
+    in_batch = LRP(model, presets.zero(), attention="cp").attribute(pair, target=TARGET)
     control = gradient_x_input(model, x, TARGET)
     return Result(
         name,
@@ -91,6 +94,7 @@ def check(name: str) -> Result:
         from_gradient,
         abs(1 - float(relevance.sum()) / score),
         abs(1 - float(control.sum()) / score),
+        float((in_batch[:1] - relevance).norm() / relevance.norm()),
         time.perf_counter() - begun,
     )
 
