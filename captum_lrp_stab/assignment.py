@@ -9,15 +9,15 @@ run, so that a pass in which a rule served sums before the module's first layer 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import contractions, describe, operations, sums
-from captum_lrp_stab.affine import Affine
+from captum_lrp_stab import contractions, describe, operations, owners, sums
+from captum_lrp_stab.affine import Affine, Dense
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.contractions import Known
 from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.owners import Owners
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import Layer, Layers, Positions, RuleSet
 from captum_lrp_stab.rules import ZeroRule
@@ -51,6 +51,7 @@ class Assignment:
         self._is_late = False
         self.served: set[str] = set()  # layers whose rule met an operation it can serve
         self._places, self._rule_sets = places, rule_sets
+        self._owners = Owners(places.modules)
         self._uses: list[Layer] = []
         self._positions = Positions()
         # as far as is known before the pass: not which layers it runs, nor which are functional
@@ -78,24 +79,35 @@ class Assignment:
 
         That is nothing where none is set on a sum; a layer has a rule of its own.
         """
-        module, current = self._places.module, self._places.current
-        if func is F.linear and isinstance(module, nn.MultiheadAttention):
-            own = module.out_proj  # it uses the parameters of this layer without calling it
-            if args[1:2] and args[1] is own.weight:
-                name = f"{current}.out_proj".lstrip(".")
-                return Operation(name, type(own).__name__), Serving.LAYERS
+        places, current = self._places, self._places.current
         is_layer = func in describe.BUILDERS or contractions.is_layer(func, args, kwargs, known)
         as_what = Serving.LAYERS if is_layer else Serving.NOTHING
-        has_rule = current in self.named and self._places.is_leaf
+        has_rule = current in self.named and places.is_leaf
         if has_rule and not is_layer:
             as_what = sums.serving(func, args, kwargs, known.depends_on_input)
-        has_rule = has_rule and self._is_served(current, as_what)
-        operation = Operation(*self._places.of(func, has_rule, is_layer))
-        if is_layer or operation.name == current:
-            return operation, as_what
-        if operation.name not in self.named:
-            return operation, Serving.NOTHING
+        if places.is_own(func, is_layer) or (has_rule and self._is_served(current, as_what)):
+            return Operation(current, type(places.module).__name__), as_what
+        owner = self._owner(func, args, kwargs, is_layer, known)
+        if owner and isinstance(places.module, nn.MultiheadAttention):  # its output projection
+            return Operation(owner, type(places.modules[owner]).__name__), as_what
+        operation = Operation(*places.of(func), owner=owner)
+        if is_layer or operation.name not in self.named:
+            return operation, as_what if is_layer else Serving.NOTHING
         return operation, sums.serving(func, args, kwargs, known.depends_on_input)
+
+    def _owner(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, is_layer: bool, known: Known
+    ) -> str:
+        """Return the name of a layer whose weights an operation uses without calling it."""
+        kind = operations.canonical_name(func)
+        if is_layer and kind in contractions.NAMES:
+            op, _ = contractions.of_call(func, args, kwargs, known.depends_on_input)
+            owner = self._owners.of((op.weight,), "linear") if isinstance(op, Dense) else None
+        elif kind in owners.KINDS:
+            owner = self._owners.of(operations.tensors_in(args, kwargs), kind)
+        else:
+            return ""
+        return "" if owner is None or owner in self._places.entered else owner
 
     def _is_served(self, name: str, as_what: Serving) -> bool:
         """Return whether the rule of a module serves what it runs now."""
@@ -118,9 +130,10 @@ class Assignment:
             func: The function it calls.
             is_first: Whether it reads an input of the model (``first_layers``).
         """
-        name = operation.name
-        self.served.add(name)
+        name, owner = operation.name, operation.owner
+        self.served |= {name, owner} if owner else {name}
         module = self._places.modules.get(name)
+        name = owner if owner in self.named and name not in self.named else name
         called = types.of_function(operations.canonical_name(func))
         if operations.canonical_name(func) in contractions.NAMES:
             called = nn.Linear

@@ -280,22 +280,25 @@ class GradientForm(Interception):
         if self.observer is not None:
             self.observer.forget(site.operation)
         out = super().on_merge(site, call)
-        self._probes.watched(site.name, out, out)
+        for name in (site.name, site.operation.owner):
+            self._probes.watched(name, out, out)
         return out
 
     def on_operands(
         self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, Any]:
-        """Probe the arguments of an operation that is no module if asked to."""
-        if operation.name in self.places.modules:
-            return args, kwargs
-        return self._probes.entering(operation.name, args, kwargs)
+        """Probe the arguments of an operation if asked to, unless its module does so."""
+        names = (operation.name, operation.owner) if operation.owner else (operation.name,)
+        operation.places = tuple(n for n in names if not self.places.is_running(n))
+        for name in operation.places:
+            args, kwargs = self._probes.entering(name, args, kwargs)
+        return args, kwargs
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
-        """Probe the result of an operation that is no module if asked to."""
-        if operation.name in self.places.modules:
-            return output
-        return self._probes.leaving(operation.name, output, result)
+        """Probe the result of an operation if asked to, unless its module does so."""
+        for name in reversed(operation.places):
+            output = self._probes.leaving(name, output, result)
+        return output
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
         """Return the relevance of a value, given what the backward pass hands it."""

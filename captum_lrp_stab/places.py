@@ -94,20 +94,26 @@ class Places:
         """Whether the module that is running contains no other."""
         return self.current in self._leaves
 
-    def of(
-        self, func: Callable[..., Any], has_rule: bool = False, is_layer: bool = False
-    ) -> tuple[str, str]:
-        """Return the name and kind of an operation.
+    def is_running(self, name: str) -> bool:
+        """Return whether a module has been called and has not returned."""
+        return any(name == running for running, _ in self._frames)
+
+    def is_own(self, func: Callable[..., Any], is_layer: bool) -> bool:
+        """Return whether the module that is running is a leaf that is there to call a function.
+
+        Args:
+            func: The torch function.
+            is_layer: Whether it is a layer with weights, or an average pool or batch norm.
+        """
+        return self.is_leaf and _is_own(self.module, func, is_layer)
+
+    def of(self, func: Callable[..., Any]) -> tuple[str, str]:
+        """Return the name and kind of an operation that is not a module's own.
 
         Args:
             func: The torch function that is called.
-            has_rule: Whether the module that is running has a rule, which serves the function.
-            is_layer: Whether it is a layer with weights, or an average pool or batch norm.
         """
         current, counts = self._frames[-1]
-        module = self.modules[current]
-        if self.is_leaf and (has_rule or _is_own(module, func, is_layer)):
-            return current, type(module).__name__
         kind = operations.canonical_name(func)
         while True:
             name = f"{current}.{kind}_{counts[kind]}" if current else f"{kind}_{counts[kind]}"

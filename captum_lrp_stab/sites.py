@@ -22,6 +22,8 @@ class Operation:
 
     name: str
     kind: str
+    owner: str = ""  # a layer whose weights it uses without calling it
+    places: tuple[str, ...] = ()  # names under which it is looked at, and no module is
     layer: type[nn.Module] | None = None  # the type of layer that it is or stands for
     rule: Rule | None = None  # the one whose turn it is
     rules: tuple[Rule, ...] = ()  # one for each variant of a pass, where there is one

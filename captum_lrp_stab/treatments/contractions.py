@@ -44,7 +44,7 @@ def shift(mode: Interception, operation: Operation, func: Function, args: Any, k
     plain = operations.out_of_place(func)
     site.operation.is_merged = True
     operation.name, operation.kind = site.operation.name, site.operation.kind
-    operation.layer = site.operation.layer
+    operation.layer, operation.owner = site.operation.layer, site.operation.owner
     operation.ordinals |= site.operation.ordinals
     one = mode.site(operation, replace(site.affine, bias=bias), site.rules, site.x)
     out = mode.on_merge(one, lambda: plain(*args, **kwargs))

@@ -121,7 +121,8 @@ def batch_norm(
         assert isinstance(scale, Scale)
         site.operation.is_merged = True
         operation.name, operation.kind = site.operation.name, site.operation.kind
-        operation.layer, operation.batch_norm = site.operation.layer, name
+        operation.layer, operation.owner = site.operation.layer, site.operation.owner
+        operation.batch_norm = name
         operation.ordinals |= site.operation.ordinals
         one = mode.site(operation, site.affine, site.rules, site.x, scale)
         site.z = None  # another reader of the layer without its batch norm is rare
