@@ -11,6 +11,7 @@ import captum_lrp_stab.types as types
 from captum_lrp_stab import operations
 from captum_lrp_stab.errors import InputError, InputTypeError, ModelError, ModelTypeError
 from captum_lrp_stab.leaves import check_is_module
+from captum_lrp_stab.operations import tensors_in
 from captum_lrp_stab.places import Places
 
 _FLOATING = ("FXFloatFunctional", "FloatFunctional")
@@ -153,7 +154,18 @@ def check_parameters(model: nn.Module) -> None:
             )
 
 
-def check_call(func: Callable[..., Any], args: Any, kwargs: Any, places: Places) -> None:
+def is_transformed() -> bool:
+    """Return whether a transformation of torch.func is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def check_call(
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    places: Places,
+    is_data: Callable[[Tensor], bool],
+) -> None:
     """Raise ModelError for an operation that relevance cannot be followed through.
 
     Args:
@@ -161,12 +173,14 @@ def check_call(func: Callable[..., Any], args: Any, kwargs: Any, places: Places)
         args: Its arguments.
         kwargs: Its arguments by name.
         places: Where the pass is.
+        is_data: Whether a tensor depends on the model's input.
 
     Raises:
-        ModelError: The operation is random, runs under torch.func, or writes without a graph.
+        ModelError: The operation is random, runs under torch.func on what depends on the input, or
+            writes without a graph.
     """
     check_randomness(func, kwargs, places)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed() and any(map(is_data, map(_unwrapped, tensors_in(args, kwargs)))):
         raise ModelError(
             "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
             "write them out for the batch"
@@ -178,6 +192,12 @@ def check_call(func: Callable[..., Any], args: Any, kwargs: Any, places: Places)
             f"operation '{name}' writes over a value of the model under torch.no_grad(), so "
             "that its backward pass is another function's; remove no_grad(), or write to a copy"
         )
+
+
+def _unwrapped(t: Tensor) -> Tensor:
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
 
 
 def check_randomness(func: Callable[..., Any], kwargs: Any, places: Places) -> None:

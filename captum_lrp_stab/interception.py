@@ -25,6 +25,7 @@ from captum_lrp_stab import (
     checks,
     contractions,
     first_layers,
+    flex,
     heads,
     marks,
     operations,
@@ -47,6 +48,7 @@ from captum_lrp_stab.origins import UNSEEN, Origins
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import RuleSet
 from captum_lrp_stab.sites import Operation, Site, count_readers
+from captum_lrp_stab.uncompiled import Eager
 from captum_lrp_stab.weights import Weights
 
 Call = Callable[[], Tensor]
@@ -100,6 +102,7 @@ class Interception(TorchFunctionMode, ABC):
         self._origins = Origins()  # what depends on them
         self._connected: list[Connected] = []  # to be cut from the graph after the forward pass
         self._overwritten: list[Tensor] = []  # by the model, in place
+        self.eager = Eager()  # while the model runs
 
     @property
     def rule_set(self) -> RuleSet:
@@ -185,9 +188,11 @@ class Interception(TorchFunctionMode, ABC):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
         kwargs = kwargs or {}
-        checks.check_call(func, args, kwargs, self.places)
+        checks.check_call(func, args, kwargs, self.places, self.depends_on_input)
         name = operations.canonical_name(func)
         if name in operations.FACTS:
+            return self._fact(func, name, args, kwargs)
+        if checks.is_transformed():  # such as a mask, of what is constant
             return func(*args, **kwargs)
         given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
         count_readers(given)
@@ -227,6 +232,15 @@ class Interception(TorchFunctionMode, ABC):
         if follow is not None and not operation.fallback:
             follow(result)
         return self._recorded(operation, out, result, given)
+
+    def _fact(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Return what a tensor tells of itself."""
+        asked_by = flex.asked_by() if name in ("device", "requires_grad") else ""
+        if asked_by:
+            self.eager.begin()  # it compiles what it calls
+        if asked_by == "_validate_device" and name == "requires_grad":
+            return False  # it has no backward pass on a CPU, and here needs none of its own
+        return func(*args, **kwargs)
 
     def _written_out(self, func: Any) -> Call | None:
         """Return the same function in single operations, None if it is one itself."""

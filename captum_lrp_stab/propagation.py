@@ -314,8 +314,14 @@ def _forward(
 ) -> Any:
     extra = _format_additional_forward_args(additional_forward_args) or ()
     extra = operations.mapped(operations.without_graph, tuple(extra))
-    output = _followed(mode, model, inputs, extra, probes, observer)
-    if mode.assignment.is_late:  # what the rules of modules serve is known now, and not before
+    output = None
+    try:
+        output = _followed(mode, model, inputs, extra, probes, observer)
+    except Exception:
+        if not mode.eager.is_late:
+            raise
+    # what the rules of modules serve is known now, and not before; or the compiler is loaded
+    if mode.assignment.is_late or mode.eager.is_late:
         del output
         mode.restart()
         output = _followed(mode, model, inputs, extra, probes, observer)
@@ -340,8 +346,9 @@ def _followed(
     stand_ins = mode.prepare(inputs, probes, observer)
     try:
         watch = mode.places.watch(mode.on_input, mode.on_output)
-        with watch, torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
-            return model(*stand_ins, *extra)
+        with mode.eager, watch:
+            with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
+                return model(*stand_ins, *extra)
     except RuntimeError as error:
         if str(error) == _CHECKPOINT:
             raise ModelError(_CHECKPOINT) from error

@@ -161,7 +161,8 @@ class Use:
             spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
             args, kwargs = self._with(spare)
             try:
-                with self._autocast, form.places.watch(on_input, form.on_output), form:
+                watch = form.places.watch(on_input, form.on_output)
+                with self._autocast, form.eager, watch, form:
                     output = module(*args, **kwargs)
             except (LRPError, MemoryError, torch.cuda.OutOfMemoryError):
                 raise

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import describe, operations
+from captum_lrp_stab import describe, flex, operations
 from captum_lrp_stab.captum_bridge import Step
 from captum_lrp_stab.errors import ModelError
 
@@ -326,6 +326,8 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
 def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return a torch function in single operations, None if it is not known so."""
     known = WRITTEN_OUT.get(func)
+    if isinstance(func, torch._ops.HigherOrderOperator) and func.__name__ == "flex_attention":
+        return flex.attention
     if known is None and func.__name__.endswith("_"):
         plain = WRITTEN_OUT.get(getattr(Tensor, operations.canonical_name(func), func))
         if plain is not None:

@@ -3,15 +3,16 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from networks import build
 from several import Several, assert_same
 
-from captum_lrp_stab import LRP, LayerLRP, presets
+from captum_lrp_stab import LRP, LayerLRP, plan, presets
 from captum_lrp_stab.errors import NonFiniteRelevanceWarning
-from captum_lrp_stab.uncompiled import uncompiled
+from captum_lrp_stab.uncompiled import Eager, uncompiled
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 
@@ -69,3 +70,84 @@ def test_another_thread_may_be_importing_the_compiler(monkeypatch) -> None:
 def test_importing_does_not_load_the_compiler() -> None:
     code = "import sys, captum_lrp_stab; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# functions that a model has compiled -------------------------------------------------------------
+
+with_stance = pytest.mark.skipif(
+    not hasattr(torch.compiler, "set_stance"), reason="needs PyTorch 2.6"
+)
+
+
+def stance() -> str:
+    return torch._dynamo.eval_frame._stance.stance
+
+
+class Compiles(torch.nn.Module):
+    """A compiled function between two layers."""
+
+    def __init__(self, compiled: bool) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+        self.function = torch.compile(self.gated, backend="eager") if compiled else self.gated
+
+    @staticmethod
+    def gated(z: torch.Tensor) -> torch.Tensor:
+        return torch.relu(z) * torch.sigmoid(z)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+@with_stance
+@pytest.mark.parametrize("checkpoint", [(), ("first",), ("last",)])
+def test_compiled_functions_are_followed(checkpoint) -> None:
+    x = X.flatten(1)[:, :4]
+    found, expected = (
+        LRP(build(lambda c=c: Compiles(c)), strict=True, checkpoint=checkpoint).attribute(x, 1)
+        for c in (True, False)
+    )
+    assert torch.equal(found, expected)
+    rows = plan(build(lambda: Compiles(True)), x).rows
+    assert [row.type for row in rows] == ["Linear", "relu", "sigmoid", "mul", "Linear"]
+    assert stance() == "default"
+
+
+@with_stance
+def test_the_compiler_is_as_it_was() -> None:
+    model = build(lambda: Compiles(True))
+    with pytest.raises(RuntimeError, match="shapes"):
+        LRP(model).attribute(X.flatten(1)[:, :3], 1)
+    assert stance() == "default"
+    some, other = Eager(), Eager()  # of two threads
+    some.__enter__()
+    other.__enter__()
+    some.__exit__()
+    assert stance() == "force_eager"
+    other.__exit__()
+    assert stance() == "default"
+    with torch.compiler.set_stance("fail_on_recompile"):
+        with some:
+            assert stance() == "force_eager"
+        assert stance() == "fail_on_recompile"
+
+
+@with_stance
+@pytest.mark.slow
+def test_the_compiler_may_be_loaded_by_the_model() -> None:
+    code = """
+import sys, warnings
+import torch
+from test_uncompiled import Compiles
+from captum_lrp_stab import plan
+warnings.simplefilter("ignore")
+class Late(Compiles):
+    def forward(self, x):
+        function = torch.compile(self.gated, backend="eager")
+        return self.last(function(self.first(x)))
+assert "torch._dynamo" not in sys.modules
+rows = plan(Late(False), torch.ones(1, 4)).rows
+sys.exit([row.type for row in rows] != ["Linear", "relu", "sigmoid", "mul", "Linear"])
+"""
+    folder = str(Path(__file__).parent)
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, check=False).returncode == 0

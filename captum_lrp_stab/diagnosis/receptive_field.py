@@ -134,7 +134,7 @@ class _Following(Interception):
         if not given:
             return self._constant(func, [t for t in tensors if t.requires_grad], args, kwargs)
         with torch.enable_grad():  # what the model computes under no_grad() has influence too
-            checks.check_call(func, args, kwargs, self.places)
+            checks.check_call(func, args, kwargs, self.places, made)
             written_out = self._written_out(func)
             if written_out is not None:
                 return self._run_inside(func, written_out, args, kwargs)
