@@ -18,9 +18,10 @@ from torch import Tensor
 from captum_lrp_stab import activations, first_layers, kernel, lean, operations
 from captum_lrp_stab.blocks import Buffer
 from captum_lrp_stab.carriers import Carriers, Follow
+from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.complex_values import as_real, like, total
 from captum_lrp_stab.errors import ModelError, UnreachedError
-from captum_lrp_stab.interception import Call, Interception
+from captum_lrp_stab.interception import Interception
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage
 from captum_lrp_stab.probes import CarrierProbeStep, Probe, Probes

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import marks, operations, treatments
 from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.relevance_form import observed_relevance, passing
 from captum_lrp_stab.rule_set import RuleSet

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from captum_lrp_stab import kernel
 from captum_lrp_stab.captum_bridge import Step
+from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.complex_values import as_real
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Division, Group, Part
 from captum_lrp_stab.observation import Observer, Passage
 from captum_lrp_stab.sites import Site

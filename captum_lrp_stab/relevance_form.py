@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import captum_lrp_stab.stabilizers as stabilizers
 from captum_lrp_stab import activations, kernel, operations
 from captum_lrp_stab.captum_bridge import Backward, Step
+from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.complex_values import as_real, like, total
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.interception import Call
 from captum_lrp_stab.kernel import Division
 from captum_lrp_stab.observation import Observer, Passage, as_it_is
 from captum_lrp_stab.rule_set import RuleSet

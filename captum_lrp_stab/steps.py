@@ -20,8 +20,8 @@ from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.sites import Site
 
 if TYPE_CHECKING:
+    from captum_lrp_stab.carrying import Call
     from captum_lrp_stab.gradient_form import GradientForm
-    from captum_lrp_stab.interception import Call
 
 
 class RuleStep(torch.autograd.Function):

@@ -316,4 +316,4 @@ def test_the_lists_name_functions_and_each_once() -> None:
     known = {operations.canonical_name(f) for f in functions}
     spaces = (Tensor, torch, F, torch._C._nn, torch.ops.aten, torch.ops.torchvision)
     known |= {name.strip("_") for space in spaces for name in dir(space)}
-    assert frozenset().union(*lists) - known == {"sparse_mm"}  # of torch.sparse
+    assert frozenset().union(*lists) - known <= {"sparse_mm"}  # of torch.sparse

@@ -17,9 +17,10 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
 from captum_lrp_stab import checks, operations
+from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.diagnosis.influence import followed
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.interception import Call, Interception
+from captum_lrp_stab.interception import Interception
 from captum_lrp_stab.operations import made, mapped, tensors_in
 from captum_lrp_stab.propagation import as_tuple
 from captum_lrp_stab.rule_set import RuleSet
