@@ -88,6 +88,10 @@ class Affine(ABC):
         )
         return whole.expand(sizes) if fits else None
 
+    def has_samples(self, x: Tensor) -> bool:
+        """Return whether the first dimension of an input is that of the samples."""
+        return True
+
     def magnitude(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the sum of the absolute contributions to each output, shaped like ``z``."""
         return self.apply(x.abs(), weight.abs(), None if bias is None else bias.abs())
@@ -109,6 +113,10 @@ class Dense(Affine):
         """Return the map followed by ``z * scale + shift`` per output feature."""
         bias = shift if self.bias is None else self.bias * scale + shift
         return replace(self, weight=self.weight * scale[:, None], bias=bias)
+
+    def has_samples(self, x: Tensor) -> bool:
+        """Return whether the first dimension of an input is that of the samples."""
+        return x.dim() > 1
 
     def unit_axes(self, z: Tensor) -> tuple[int, ...]:
         """Return the dimension of the output features."""
@@ -157,6 +165,10 @@ class Convolution(Affine):
     transposed: bool = False
     output_padding: tuple[int, ...] = (0, 0, 0)
     pad: Pad | None = None
+
+    def has_samples(self, x: Tensor) -> bool:
+        """Return whether the first dimension of an input is that of the samples."""
+        return x.dim() == self.dims + 2
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of the padded input."""
@@ -252,6 +264,10 @@ class AveragePool(Affine):
     count_include_pad: bool = True
     divisor: int | None = None
     output_size: tuple[int, ...] = ()
+
+    def has_samples(self, x: Tensor) -> bool:
+        """Return whether the first dimension of an input is that of the samples."""
+        return x.dim() == len(self.kernel or self.output_size) + 2
 
     def pool(self, x: Tensor) -> Tensor:
         """Return the average pool of ``x``."""

@@ -19,7 +19,6 @@ _NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
     nn.modules.instancenorm._InstanceNorm,
-    nn.Upsample,
 )
 _KEEPING = (
     types.AvgPool
@@ -29,9 +28,14 @@ _KEEPING = (
     + types.MaxPool
     + types.Padding
     + types.Reshape
+    + (nn.Unfold, nn.Upsample)
     + _NORMS
 )
 """Modules that give values of the inputs where they read such (``first_layers``)."""
+
+
+_MANY = 1000
+"""Questions about values: a loop that asks as often does not end."""
 
 
 def by_definition(model: nn.Module, first_types: tuple[type[nn.Module], ...] = ()) -> Layers:
@@ -51,39 +55,59 @@ def by_definition(model: nn.Module, first_types: tuple[type[nn.Module], ...] = (
     return Layers(layers, positions.count)
 
 
-def is_sequence(model: nn.Module, name: str) -> bool:
+def is_in_sequence(model: nn.Module, name: str) -> bool:
     """Return whether a module lies in ``nn.Sequential`` alone, which runs as it is defined."""
     path = [model.get_submodule(name.rsplit(".", n)[0]) for n in range(1, name.count(".") + 1)]
     outer = [model, *path] if name else path
     return all(type(module).forward is nn.Sequential.forward for module in outer)
 
 
-def as_traced(model: nn.Module) -> Layers | None:
+def as_traced(model: nn.Module) -> tuple[Layers, bool] | None:
     """Return the layers that are modules in the order in which they run; others come last.
 
     Args:
         model: The model. A copy of it is traced, for its forward may set attributes.
 
     Returns:
-        None if the model's forward cannot be traced.
+        None if the model's forward cannot be traced. With the layers, whether they are certain:
+        not so where the forward asks for a value.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parameters = {id(p): p for p in model.parameters()}  # are shared, not copied
-            traced = copy.deepcopy(model, parameters)
-            graph = _Tracer().trace(traced)
-    except Exception:  # of any kind: the model's own code has run, on what are no tensors
+    for answer in (False, True):  # an assertion takes no for an answer
+        tracer = _Tracer(answer)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parameters = {id(p): p for p in model.parameters()}  # are shared, not copied
+                traced = copy.deepcopy(model, parameters)
+                graph = tracer.trace(traced)
+            break
+        except Exception:  # of any kind: the model's own code has run, on what are no tensors
+            continue
+    else:
         return None
     positions = Positions()
     layers = list(_layers_in(graph, dict(traced.named_modules()), positions))
     ran, depth = {layer.name for layer in layers}, positions.count
     rest = [layer for layer in by_definition(model).uses if layer.name not in ran]
     layers += [layer._replace(position=depth) for layer in rest]
-    return Layers(layers, depth)
+    return Layers(layers, depth), not tracer.questions
 
 
 class _Tracer(fx.Tracer):
+    """A tracer that answers every question about a value in the same way."""
+
+    def __init__(self, answer: bool) -> None:
+        super().__init__()
+        self.answer = answer
+        self.questions = 0
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Return the answer."""
+        self.questions += 1
+        if self.questions > _MANY:
+            raise RecursionError("it asks for ever")
+        return self.answer
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module's forward is left out: also that of subclasses of layers."""
         is_layer = isinstance(m, types.RuleBearing)

@@ -72,7 +72,7 @@ class ZBoxRule(Rule):
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: the input less the box's lower and upper corner."""
-        low, high = self._bound("low", self.low, x), self._bound("high", self.high, x)
+        low, high = (self._bound(name, op, x) for name in ("low", "high"))
         inside = not bool(((x < low) | (x > high)).any())
         if not inside:
             warnings.warn(
@@ -91,20 +91,22 @@ class ZBoxRule(Rule):
         )
         return (Group(terms, one_sign=inside),)
 
-    def _bound(self, name: str, bound: Tensor | float, x: Tensor) -> Tensor:
-        value = torch.as_tensor(bound).detach().to(x)
-        if value.dim() < x.dim():
-            value = value.reshape((1,) * (x.dim() - value.dim()) + value.shape)
+    def _bound(self, name: str, op: Affine, x: Tensor) -> Tensor:
+        given = torch.as_tensor(getattr(self, name)).detach()
+        samples = x if op.has_samples(x) else x[None]
+        value = given.to(x)
+        if value.dim() < samples.dim():
+            value = value.reshape((1,) * (samples.dim() - value.dim()) + value.shape)
+        same = value.shape[0] == 1  # for every sample: one constant pass serves all
         try:
-            if value.shape[0] == 1:  # the same for every sample: one constant pass serves all
-                return value.expand(1, *x.shape[1:])
-            return value.expand(x.shape)
+            value = value.expand(1 if same else len(samples), *samples.shape[1:])
         except RuntimeError as error:
             raise RuleError(
-                f"{self._place()}: {name} has shape {tuple(torch.as_tensor(bound).shape)}, which "
-                f"does not broadcast to the layer's input {tuple(x.shape)}; for one value per "
-                f"channel give shape {(1, x.shape[1], *(1,) * (x.dim() - 2))}"
+                f"{self._place()}: {name} has shape {tuple(given.shape)}, which does not broadcast "
+                f"to the layer's input {tuple(x.shape)}; for one value per channel give shape "
+                f"{(1, samples.shape[1], *(1,) * (samples.dim() - 2))}"
             ) from error
+        return value if op.has_samples(x) else value[0]
 
     def _place(self) -> str:
         return f"ZBoxRule on layer '{self.layer}'" if self.layer else "ZBoxRule"
@@ -129,7 +131,7 @@ class WSquareRule(Rule):
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: ones through the squared weights."""
         bias = None if op.bias is None else op.bias.square()
-        term = Term(op.weight.square(), bias, constant=torch.ones_like(x[:1]))
+        term = Term(op.weight.square(), bias, constant=_ones(op, x))
         return (Group((term,), one_sign=True),)
 
 
@@ -150,5 +152,10 @@ class FlatRule(Rule):
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return one group: ones through weights that are all one."""
-        term = Term(torch.ones_like(op.weight), None, constant=torch.ones_like(x[:1]))
+        term = Term(torch.ones_like(op.weight), None, constant=_ones(op, x))
         return (Group((term,), one_sign=True),)
+
+
+def _ones(op: Affine, x: Tensor) -> Tensor:
+    """Return ones in the place of an input, the same for every sample."""
+    return torch.ones_like(x[:1] if op.has_samples(x) else x)

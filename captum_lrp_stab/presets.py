@@ -104,9 +104,9 @@ class Preset(ABC):
             RuleMapError: The model has no layer the preset gives a rule to.
 
         Warns:
-            RuleMapWarning: Which layer is the first is taken from the order of definition, where
-                that may not be the order of execution; or a layer is first in some of its uses
-                alone, and a name_map has one rule for all of them.
+            RuleMapWarning: Without inputs, which layers are first ones can only be guessed; or a
+                layer is a first one in some of its uses alone, and a name_map has one rule for all
+                of them.
         """
         if inputs is not None:
             layers = layers_of_pass(model, inputs, additional_forward_args)
@@ -128,20 +128,26 @@ class Preset(ABC):
     def _layers(self, model: nn.Module) -> Layers:
         """Return the layers of a model that is not run."""
         defined = definition.by_definition(model, self.first_types)
-        taken = next((layer for layer in defined.uses if layer.is_first), None)
-        if taken is None or defined.depth == 1:
+        first = self._first(defined)
+        if not first or defined.depth == 1:
             return defined
-        traced = definition.as_traced(model)
-        if traced is not None:
-            return traced
-        if taken.position or not definition.is_sequence(model, taken.name):
+        runs_first = not first[0].position and definition.is_in_sequence(model, first[0].name)
+        found = definition.as_traced(model)
+        layers, is_certain = found or (defined, runs_first)
+        names = [layer.name for layer in self._first(layers)]
+        if not is_certain and (found is None or names != [first[0].name]):
             _warn(
-                f"preset {self.name} takes '{taken.name}' for the first layer of "
-                f"{type(model).__name__}, because it is the first that is defined: which layers "
-                "read the input cannot be told from the code of its forward. Give inputs too, "
-                "preset(model, x), or give the preset itself to LRP, which sees it in the pass"
+                f"preset {self.name} takes {', '.join(map(repr, names)) or 'none'} for the first "
+                f"layer of {type(model).__name__}: which layers read an input cannot be told for "
+                "certain from the code of its forward. Give inputs too, preset(model, x), or give "
+                "the preset itself to LRP, which sees it in the pass"
             )
-        return defined
+        return layers
+
+    def _first(self, layers: Layers) -> list[Layer]:
+        """Return the first layers that get a rule of their own, each once."""
+        first = (x for x in layers.uses if x.is_first and issubclass(x.kind, self.first_types))
+        return list({layer.name: layer for layer in first}.values())
 
     def _name_map(self, layers: Layers) -> NameMap:
         """Return the choices with the names of their layers."""

@@ -145,18 +145,49 @@ def test_the_model_is_left_alone() -> None:
     assert all(a is b for a, b in zip(model.parameters(), model.parameters(), strict=True))
 
 
-def test_a_guess_is_called_one() -> None:
-    model, x = build(Chooses), picture(2, 4)
-    with pytest.warns(RuleMapWarning, match=r"takes 'out' for the first .*preset\(model, x\)"):
-        assert firsts(FLAT, model) == ["out"]
+class Refuses(Chooses):
+    """One that cannot be traced at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [self.out(self.stem(row).relu()) for row in list(x)]
+        return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("make", "guess"), [(Chooses, "stem"), (Refuses, "out")])
+def test_a_guess_is_called_one(make, guess) -> None:
+    """What the forward does where it asks for no value, or what is defined first."""
+    model, x = build(make), picture(2, 4)
+    with pytest.warns(RuleMapWarning, match=rf"takes '{guess}' for the first .*preset\(model, x\)"):
+        assert firsts(FLAT, model) == [guess]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert firsts(FLAT, model, x) == ["stem"]
         presets.epsilon_plus()(model)  # which has no rule for first layers
         LRP(model, FLAT).attribute(x, target=0)
-        nn_alone = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), Chooses())
-        assert firsts(FLAT, nn_alone) == ["0.0"]  # which runs first, whatever comes after
+        alone = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), make())
+        assert firsts(FLAT, alone) == ["0.0"]  # which runs first, whatever comes after
         assert firsts(presets.epsilon_gamma_box(0.0, 1.0), model) == []  # has no convolution
+
+
+def test_a_question_about_the_input_is_no_reason_to_warn() -> None:
+    """Where the order of definition says the same."""
+
+    class Asks(nn.Module):
+        def __init__(self, backwards: bool = False) -> None:
+            super().__init__()
+            layers = [("stem", nn.Conv1d(3, 3, 3)), ("top", nn.Conv1d(3, 3, 3))]
+            for name, layer in layers[::-1] if backwards else layers:
+                self.add_module(name, layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == 3
+            if x.shape[-1] % 2:
+                x = F.pad(x, (0, 1))
+            return self.top(self.stem(x))
+
+    assert firsts(FLAT, Asks()) == ["stem"]
+    with pytest.warns(RuleMapWarning, match=r"takes 'stem' for the first layer of Asks"):
+        assert firsts(FLAT, Asks(backwards=True)) == ["stem"]
 
 
 def test_the_warning_is_of_the_users_line() -> None:
