@@ -110,7 +110,7 @@ class Interception(TorchFunctionMode, Carrying):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
-        kwargs = kwargs or {}
+        func, kwargs = treatments.of_operator(func), kwargs or {}
         checks.check_call(func, args, kwargs, self.places, self.depends_on_input)
         name = operations.canonical_name(func)
         if name in operations.FACTS:

@@ -80,7 +80,7 @@ input is n times the value."""
 
 PRODUCTS = frozenset(
     """
-    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul conv_tbc convolution cross dot
+    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul conv_tbc cross dot
     einsum embedding_bag ger grouped_mm inner kron matmul mm mul multi_dot multiply mv outer
     rmatmul rmul sparse_mm tensordot vdot vecdot
     """.split()

@@ -285,6 +285,28 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return (x1 * x2).sum(dim) / (norms[0] * norms[1])
 
 
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    *ignored: Any,
+) -> Tensor:
+    """Return ``torch.convolution`` of the arguments."""
+    dims = weight.dim() - 2
+    name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
+    options: dict[str, Any] = {"output_padding": output_padding} if transposed else {}
+    out: Tensor = getattr(torch, name)(
+        input, weight, bias, stride, padding, dilation=dilation, groups=groups, **options
+    )
+    return out
+
+
 def embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return ``F.embedding`` of the arguments, where the table depends on the model's input."""
     return weight[input]
@@ -313,6 +335,8 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.glu: gated_linear_unit,
     F.embedding: embedding,
     F.cosine_similarity: cosine_similarity,
+    torch.convolution: convolution,
+    torch._convolution: convolution,
     torch.lerp: lerp,
     Tensor.lerp: lerp,
     torch.addcdiv: addcdiv,

@@ -7,6 +7,7 @@ the result of the call, connected to its inputs so that the backward pass carrie
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,3 +84,23 @@ _BY_NAME: dict[str, Treatment] = {
     "softmax": products.softmax,
     "softmin": products.softmax,
 }
+_SAME_ARGUMENTS = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.glu, F.pad, torch.Tensor.relu_)
+_BY_OPERATOR: dict[str, Function] = {
+    func.__name__.lstrip("_"): func
+    for func in (*_BY_FUNCTION, *surrogates.WRITTEN_OUT, *activations.RECTIFIERS)
+    if isinstance(func, BuiltinFunctionType) or func in _SAME_ARGUMENTS
+}
+"""From an operator of aten to the function of torch's that it is, where more than a name counts."""
+
+
+def of_operator(func: Function) -> Function:
+    """Return torch's own function if ``func`` is its operator, as exported models call them.
+
+    Example:
+        >>> of_operator(torch.ops.aten.conv2d.default) is torch.conv2d
+        True
+    """
+    if not isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return func
+    library, _, name = str(func).partition(".")  # as in aten.conv2d.default
+    return _BY_OPERATOR.get(name.partition(".")[0].lstrip("_"), func) if library == "aten" else func
