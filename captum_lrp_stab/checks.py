@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import operations
+from captum_lrp_stab import backward_hooks, operations
 from captum_lrp_stab.errors import InputError, InputTypeError, ModelError, ModelTypeError
 from captum_lrp_stab.leaves import check_is_module
 from captum_lrp_stab.operations import tensors_in
@@ -59,6 +59,7 @@ def check_model(model: nn.Module) -> None:
             ReLU or batch norm is in train mode.
     """
     check_is_module(model)
+    backward_hooks.check()
     modules = list(model.named_modules())  # once: it takes longer than the checks
     for name, module in modules:
         _check_module(name, module)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab import (
+    backward_hooks,
     checks,
     contractions,
     first_layers,
@@ -126,6 +127,8 @@ class Interception(TorchFunctionMode, Carrying):
         live = list(filter(self.depends_on_input, given))
         if not live:
             return self._constant(func, given, args, kwargs)
+        if name == "register_hook":
+            return backward_hooks.unused()
         written_out = self._written_out(func)
         if written_out is None and name in operations.SUMMANDS:
             written_out = contractions.apart(func, args, kwargs, self)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import activations, operations
+from captum_lrp_stab import activations, backward_hooks, operations
 from captum_lrp_stab.leaves import leaf_modules
 
 OnInput = Callable[[str, Any, Any], tuple[Any, Any]]
@@ -47,7 +47,8 @@ class Places:
                 before, after = self._entering(name, on_input), self._leaving(name, on_output)
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, always_call=True))
-            yield
+            with backward_hooks.waiting(self.modules.values()):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
