@@ -42,6 +42,7 @@ def explained(model: nn.Module, **options: Any) -> Tensor:
 KINDS = ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook")
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook:FutureWarning")
 @pytest.mark.parametrize("place", ["conv", "norm", "act", "head", ""])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_modules_hook_waits(place, kind) -> None:
