@@ -295,6 +295,12 @@ class GradientForm(Interception):
             args, kwargs = self._probes.entering(name, args, kwargs)
         return args, kwargs
 
+    def _list_unseen(self, t: Tensor, names: str) -> str:
+        """List what has made a tensor, and probe that if asked to."""
+        name = super()._list_unseen(t, names)
+        self._probes.watched(name, t, t)
+        return name
+
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Probe the result of an operation if asked to, unless its module does so."""
         for name in reversed(operation.places):

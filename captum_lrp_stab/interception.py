@@ -299,13 +299,14 @@ class Interception(TorchFunctionMode, Carrying):
         self._origins.note([t])
         return t
 
-    def _list_unseen(self, t: Tensor, names: str) -> None:
-        """List what has made a tensor, which nobody has seen."""
+    def _list_unseen(self, t: Tensor, names: str) -> str:
+        """List what has made a tensor, which nobody has seen, and return the name it gets."""
         number = sum(operation.kind == UNSEEN for operation in self.operations)
         reason = f"run out of sight: {names}"
         operation = Operation(f"{UNSEEN}_{number}", UNSEEN, fallback=reason)
         operation.ordinals = frozenset([self._count])
         self._list(operation, [t], ())
+        return operation.name
 
     def is_weights(self, t: Tensor) -> bool:
         """Return whether a tensor is a parameter of the model, or made of parameters."""

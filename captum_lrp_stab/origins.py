@@ -37,7 +37,7 @@ class Origins:
         """Let go of the graph."""
         self._known.clear()
 
-    def has(self, t: Tensor, on_unseen: Callable[[Tensor, str], None]) -> bool:
+    def has(self, t: Tensor, on_unseen: Callable[[Tensor, str], object]) -> bool:
         """Return whether a tensor depends on an input: not so one made of parameters.
 
         Args:

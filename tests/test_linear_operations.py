@@ -100,6 +100,7 @@ STEPS: dict[str, Step] = {
     "pack_padded_sequence": packed,
     "pad_sequence": lambda y: rnn.pad_sequence([y[:, :3].mT, y.mT], True, -0.1),
     "embedding_bag": bagged,
+    **({"grouped_mm": grouped} if hasattr(F, "grouped_mm") else {}),  # since PyTorch 2.10
     "embedding": lambda y: F.embedding(torch.tensor([3, 0, 0, 1]), y),
     "roi_align": lambda y: ops.roi_align(images(y), BOXES, 2, aligned=True),
     "ps_roi_align": lambda y: ops.ps_roi_align(images(y), BOXES, 2),

@@ -114,6 +114,18 @@ def test_it_is_listed_at_the_end_too(way) -> None:
     assert [row.name for row in rows] == ["first", "unseen_0"]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_its_result_has_a_relevance(way) -> None:
+    model = build(lambda: Net(WAYS[way](squashed)))
+    seen = build(lambda: Net(squashed))
+    with torch.no_grad():
+        value = squashed(model.first(X))
+    last = nn.Sequential(seen.last)
+    options = {"rules": presets.epsilon(0.1), "fallbacks": "ignore"}
+    found = LayerLRP(model, "unseen_0", **options).attribute(X, target=1)
+    assert relative_error(found, LRP(last, **options).attribute(value, target=1)) <= 1e-12
+
+
 READERS: dict[str, Function] = {
     "gelu": F.gelu,
     "relu": F.relu,
