@@ -65,6 +65,7 @@ class GradientForm(Interception):
         self._is_last = False  # not before ours: the model may run one of its own
         self._buffer = Buffer()
         self.stretch: Stretch | None = None
+        self._constants: list[Tensor] = []  # which count as data, because a probe is there
         self._direct_sites: list[Site] = []  # layers whose rule is not proportional to their input
         # by a weak reference: a cycle would keep the model alive until the garbage collector runs
         self._probes = Probes(probes, weakref.proxy(self))
@@ -96,7 +97,7 @@ class GradientForm(Interception):
             UnreachedError: The score does not depend on any input.
         """
         self._is_last = is_last
-        points = (*self.leaves, *self.carriers)
+        points = (*self.leaves, *self.carriers, *self._constants)
         gradients: tuple[Tensor | None, ...] = ()
         if score.requires_grad:
             half = any(t.dtype == torch.float16 for t in (score, *self.leaves))
@@ -113,9 +114,9 @@ class GradientForm(Interception):
                 "differentiable operations; remove torch.no_grad(), detach() or argmax "
                 "from its forward"
             )
-        count = len(self.leaves)
+        n = len(self.leaves)
         totals = []
-        for leaf, c, direct in zip(self.leaves, gradients[:count], gradients[count:], strict=True):
+        for leaf, c, direct in zip(self.leaves, gradients[:n], gradients[n : 2 * n], strict=True):
             total = torch.zeros_like(leaf)
             if c is not None:
                 total = self.noted(leaf.detach(), c, self.carries_relevance(leaf))
@@ -135,6 +136,7 @@ class GradientForm(Interception):
         self._beside.clear()
         self._direct_sites.clear()
         self.leaves = self.carriers = ()
+        self._constants.clear()
         self._probes = Probes((), weakref.proxy(self))
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
@@ -290,7 +292,12 @@ class GradientForm(Interception):
     ) -> tuple[Any, Any]:
         """Probe the arguments of an operation if asked to, unless its module does so."""
         names = (operation.name, operation.owner) if operation.owner else (operation.name,)
-        operation.places = tuple(n for n in names if not self.places.is_running(n))
+        modules, places = self.places.modules, self.places
+        operation.places = tuple(
+            n
+            for n in names
+            if n not in modules or (not places.is_running(n) and self._probes.want(n))
+        )
         for name in operation.places:
             args, kwargs = self._probes.entering(name, args, kwargs)
         return args, kwargs
@@ -306,6 +313,13 @@ class GradientForm(Interception):
         for name in reversed(operation.places):
             output = self._probes.leaving(name, output, result)
         return output
+
+    def as_data(self, t: Tensor) -> Tensor:
+        """Return a copy of a constant that counts as if it came from an input, with relevance."""
+        with torch.enable_grad():
+            leaf = t.detach().clone().requires_grad_()
+            self._constants.append(leaf)
+            return self.known(leaf.clone())
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
         """Return the relevance of a value, given what the backward pass hands it."""

@@ -228,7 +228,9 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         layer: The layer whose relevance is wanted: a module, or a name. A name is that of a module
             or of any operation that :func:`captum_lrp_stab.plan` lists, such as ``"add_0"`` or
             ``"encoder.softmax_0"``. Or a list of these, all in one pass; or None for every leaf
-            module that takes part in the pass (afterwards listed in ``layers``).
+            module that is called and takes part in the pass (afterwards listed in ``layers``). What
+            a layer gives that is asked for counts as data, also where it depends on no input: an
+            embedding of further arguments has relevance then.
         rules: See :class:`LRP`; likewise the other arguments, of which ``checkpoint`` is none.
 
     Raises:
@@ -331,7 +333,8 @@ class LayerLRP(Explainer, CaptumLayerLRP):  # type: ignore[misc]
         wanted = list(leaves) if self.layer is None else self._names()
 
         def run(inputs: Any, targets: Any, extra: Any) -> Piece:
-            probes = {name: Probe(name, attribute_to_layer_input) for name in wanted}
+            options = attribute_to_layer_input, self.layer is not None
+            probes = {name: Probe(name, *options) for name in wanted}
             watching = tuple(probes.values())
             (done,) = self._propagate(inputs, targets, extra, probes=watching, verbose=verbose)
             names = [n for n in wanted if probes[n].noted] if self.layer is None else wanted
@@ -377,9 +380,19 @@ def _result(probe: Probe, known: Collection[str]) -> Tensor | tuple[Tensor, ...]
             f"captum_lrp_stab.plan lists the names{hint}"
         )
     if not probe.noted:
-        raise UnreachedError(
-            f"layer '{probe.name}' takes no part in the score: no relevance reaches it; check "
-            "that the model runs it, and that the target depends on it"
-        )
+        raise UnreachedError(f"layer '{probe.name}' takes no part in the score: {_why(probe)}")
     parts = probe.parts()
     return parts if probe.was_tuple and len(parts) > 1 else parts[0]
+
+
+def _why(probe: Probe) -> str:
+    """Return why no relevance was noted, and what may help, in words."""
+    if not probe.has_run:
+        return "the model does not run it on these inputs"
+    if not probe.relevances:
+        gets, other = ("gets", "output") if probe.at_input else ("gives", "input")
+        return f"it {gets} nothing that could have relevance, such as integers; ask for its {other}"
+    return (
+        "it runs, but no relevance reaches it; check that the target depends on it, by more than a "
+        "gate that is held constant or a detached value (captum_lrp_stab.plan says so)"
+    )

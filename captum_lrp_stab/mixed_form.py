@@ -54,6 +54,10 @@ class MixedForm(GradientForm):
             _marked(t)
         return stand_ins
 
+    def as_data(self, t: Tensor) -> Tensor:
+        """Return a copy of a constant that counts as if it came from an input, with relevance."""
+        return _marked(super().as_data(t))
+
     def carries_relevance(self, t: Tensor) -> bool:
         """Return whether the backward pass hands this tensor relevance, not a coefficient.
 

@@ -20,18 +20,28 @@ from captum_lrp_stab.operations import made, mapped, tensors_in
 
 
 class Probe:
-    """The relevance of a layer's output or input, summed over its uses in one pass."""
+    """The relevance of a layer's output or input, summed over its uses in one pass.
 
-    def __init__(self, name: str, at_input: bool) -> None:
+    Args:
+        name: The layer's name.
+        at_input: Whether to look at what goes into it, or at what comes out.
+        is_wanted: Whether this very layer is asked for. Then what does not depend on the model's
+            inputs counts as data here, such as the vectors of an embedding whose ids are further
+            arguments; and an operation that uses its weights without calling it is a use of it.
+    """
+
+    def __init__(self, name: str, at_input: bool, is_wanted: bool = False) -> None:
         self.name = name
         self.at_input = at_input
+        self.is_wanted = is_wanted
         self.was_tuple = False
+        self.has_run = False
         self.relevances: list[Tensor | None] = []  # of each tensor, None where none came to it
         self._makes: list[Callable[[], Tensor]] = []  # zeros like each
 
     def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
         """Make room for the tensors of one use of the layer; return the position of the first."""
-        self.was_tuple = was_tuple
+        self.was_tuple, self.has_run = was_tuple, True
         new = values[len(self.relevances) :]
         self.relevances.extend([None] * len(new))
         self._makes += [
@@ -41,7 +51,7 @@ class Probe:
 
     def restart(self) -> None:
         """Drop everything, before a forward pass."""
-        self.relevances, self._makes = [], []
+        self.relevances, self._makes, self.has_run = [], [], False
 
     @property
     def noted(self) -> list[Tensor]:
@@ -81,6 +91,12 @@ class Form(Protocol):
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
         """Return the relevance of a value, given what the backward pass hands it."""
+
+    def depends_on_input(self, t: Tensor) -> bool:
+        """Return whether a tensor depends on the model's input."""
+
+    def as_data(self, t: Tensor) -> Tensor:
+        """Return a copy of a constant that counts as if it came from an input."""
 
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
         """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
@@ -122,18 +138,26 @@ class Probes:
         """Return how many there are."""
         return len(self._by_place)
 
+    def want(self, name: str) -> bool:
+        """Return whether a layer is asked for by its name."""
+        return any(probe.is_wanted for probe in self if probe.name == name)
+
     def entering(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return what a layer gets in place of its arguments."""
         probe = self._by_place.get((name, True))
         if probe is None and (name, False) not in self._by_place:
             return args, kwargs
-        tensors = [t for t in tensors_in(args, kwargs) if made(t)]
+        given = tensors_in(args, kwargs)
+        tensors = [t for t in given if made(t)]
         copies: dict[int, Tensor] = {}
         if probe is not None:
+            constants = self._constants(probe, given)
+            tensors = constants or tensors
             first = probe.start(tensors, len(tensors) > 1)
             for position, t in enumerate(tensors, first):
                 if id(t) not in copies:
-                    copies[id(t)] = self._copied(probe, position, t)
+                    copy = self._as_data if constants else self._copied
+                    copies[id(t)] = copy(probe, position, t)
         pairs = [(t, copies[id(t)]) for t in tensors if id(t) in copies]
         self._running.append(_Running(name, [(t, t._version) for t in tensors], pairs))
 
@@ -181,8 +205,11 @@ class Probes:
         tensors = list(tensors_in((result,), {}))
         first = probe.start(tensors, isinstance(result, (tuple, list, dict)))
         copies: dict[int, Tensor] = {}
+        constants = self._constants(probe, tensors)
         for position, t in enumerate(tensors, first):
-            if not made(t):
+            if any(t is constant for constant in constants):
+                copies[id(t)] = self._as_data(probe, position, t)
+            if constants or not made(t):
                 continue
             if id(t) in unchanged:  # handed through, and read by others too
                 copies[id(t)] = self._copied(probe, position, t)
@@ -193,6 +220,17 @@ class Probes:
             return copies.get(id(t), t)
 
         return mapped(change, output) if copies else output
+
+    def _constants(self, probe: Probe, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return what counts as data here: all that has digits, where nothing comes of an input."""
+        if not probe.is_wanted or any(map(self._form.depends_on_input, tensors)):
+            return []
+        return [t for t in tensors if t.is_floating_point() or t.is_complex()]
+
+    def _as_data(self, probe: Probe, position: int, t: Tensor) -> Tensor:
+        copy = self._form.as_data(t)
+        self._hook(probe, position, copy)
+        return copy
 
     def _hook(self, probe: Probe, position: int, t: Tensor) -> None:
         value, as_it_is = t.detach().clone(), self._form.carries_relevance(t)
