@@ -7,7 +7,8 @@ sigmoid written out, such as ``1 + tanh(y)`` or ``relu6(y + 3) / 6``; 1 / y.
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import marks
-from captum_lrp_stab.operations import MOVING, SELECTING, canonical_name, tensors_in
+from captum_lrp_stab.operations import MOVING, REDUCING, SELECTING, canonical_name, tensors_in
 
 
 class Gate(Enum):
@@ -23,33 +24,53 @@ class Gate(Enum):
 
     FACTOR = "a gate"
     SOFTMAX = "weights that sum to 1"
-    ODD = "a function that saturates at -1 and 1: a gate once a constant is added"
 
 
-FUNCTIONS = frozenset("expit hardsigmoid reciprocal rsqrt sgn sigmoid sign".split())
+@dataclass(frozen=True)
+class Saturating:
+    """What is known of values of a function that saturates: a gate once its bound is added.
+
+    Args:
+        bound: Saturates at it, and at minus it.
+    """
+
+    bound: float
+
+
+Kind = Gate | Saturating
+
+FUNCTIONS = frozenset("erfc expit hardsigmoid ndtr reciprocal rsqrt sgn sigmoid sign".split())
 """Functions whose values are factors wherever they are multiplied by something."""
 
 _SHIFTING = frozenset("add rsub sub subtract".split())
 _SCALING = frozenset("div divide mul multiply neg negative rmul true_divide truediv".split())
-_POOLING = frozenset(
+_AVERAGING = frozenset(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
-    interpolate mean sum upsample
+    grid_sample interpolate mean nanmean upsample upsample_bilinear upsample_nearest
     """.split()
 )
-PRESERVING = MOVING | SELECTING | _SHIFTING | _SCALING | _POOLING
+_SUMMING = REDUCING.keys() | frozenset(
+    "cumsum fold index_add index_put nansum scatter_add sum sum_to_size".split()
+)
+PRESERVING = MOVING | SELECTING | _SHIFTING | _SCALING | _AVERAGING | _SUMMING
 """Operations that give gates where all that they read are gates, and weights where weights."""
+
+_BOUNDS = {"arctan": math.pi / 2, "atan": math.pi / 2, "erf": 1.0, "softsign": 1.0, "tanh": 1.0}
+"""Activations that saturate, and where."""
+
+_ROUNDING = 1e-6  # of a bound that is written as a number
 
 _SHAPED_BY_ANOTHER = frozenset("expand_as reshape_as to type_as view_as".split())
 
 
-def of(t: Tensor) -> Gate | None:
+def of(t: Tensor) -> Kind | None:
     """Return what is known of a tensor, None for a signal."""
-    gate: Gate | None = marks.get(t, "gate")
+    gate: Kind | None = marks.get(t, "gate")
     return gate
 
 
-def marked(out: Any, gate: Gate | None) -> Any:
+def marked(out: Any, gate: Kind | None) -> Any:
     """Return ``out``, with its tensors marked."""
     for t in tensors_in((out,), {}) if gate is not None else ():
         marks.put(t, "gate", gate)
@@ -75,7 +96,7 @@ class Operands:
         """Return whether an argument is one of them."""
         return id(value) in self._kinds
 
-    def gate(self, t: Tensor) -> Gate | None:
+    def gate(self, t: Tensor) -> Kind | None:
         """Return what is known of a tensor, None for a signal."""
         return self._kinds.get(id(t))
 
@@ -83,18 +104,23 @@ class Operands:
         """Return whether a tensor is a gate, or weights."""
         return self.gate(t) in (Gate.FACTOR, Gate.SOFTMAX)
 
-    def inherited(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Gate | None:
+    def inherited(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Kind | None:
         """Return what a linear operation makes of its arguments."""
         name = canonical_name(func)
         if name not in PRESERVING:
             return None
         given = args[:1] if name in _SHAPED_BY_ANOTHER else args
-        kinds = {self.gate(t) for t in tensors_in(given, kwargs) if self.has(t)}
+        live = [t for t in tensors_in(given, kwargs) if self.has(t)]
+        kinds = set(map(self.gate, live))
         kind = kinds.pop() if len(kinds) == 1 else None
-        if kind is Gate.ODD and name in _SHIFTING:
-            others = [v for v in (*args, kwargs.get("other")) if not self.has(v)]
-            return Gate.FACTOR if any(map(_saturates, others)) else Gate.ODD
-        return kind
+        if not isinstance(kind, Saturating):
+            return kind
+        constants = [v for v in (*args, kwargs.get("other")) if not self.has(v)]
+        if name in _SHIFTING:
+            return _shifted(kind, len(live), constants, kwargs.get("alpha", 1))
+        if name in _SCALING:
+            return _rescaled(kind, name, constants)
+        return None if name in _SUMMING else kind
 
     def keep_bases(self) -> None:
         """Mark again what has been written to by a view, and is what it was before."""
@@ -103,24 +129,50 @@ class Operands:
                 marked(base, kind)
 
 
-def _saturates(constant: Any) -> bool:
-    """Return whether adding a constant to values from -1 to 1 leaves them on one side of 0."""
-    if isinstance(constant, Tensor):
-        return constant.dtype != torch.bool and bool((constant.abs() >= 1).all())
-    return isinstance(constant, numbers.Real) and abs(float(constant)) >= 1
+def _shifted(kind: Saturating, count: int, constants: Iterable[Any], alpha: Any) -> Kind | None:
+    """Return what a constant makes of saturating values, or adding them to each other."""
+    if alpha != 1 or count > 1:
+        return None
+    ranges = [r for r in map(_range, constants) if r is not None]
+    is_one_sided = any(low >= kind.bound * (1 - _ROUNDING) for low, _ in ranges)
+    return Gate.FACTOR if is_one_sided else kind
 
 
-def note_shift(out: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+def _rescaled(kind: Saturating, name: str, constants: Iterable[Any]) -> Kind | None:
+    """Return what a constant factor or divisor makes of saturating values."""
+    bound = kind.bound
+    for low, high in filter(None, map(_range, constants)):
+        bound *= high if "div" not in name else 1 / low if low else math.inf
+    return Saturating(bound)
+
+
+def _range(constant: Any) -> tuple[float, float] | None:
+    """Return the least and the largest absolute value of a constant, None if it is no number."""
+    if isinstance(constant, Tensor) and constant.numel() and constant.dtype != torch.bool:
+        low, high = torch.aminmax(constant.detach().abs())
+        return float(low), float(high)
+    is_number = isinstance(constant, numbers.Real) and not isinstance(constant, bool)
+    return (abs(float(constant)),) * 2 if is_number else None
+
+
+def note_shift(
+    out: Any, func: Callable[..., Any], args: Any, kwargs: Any, operands: Operands
+) -> None:
     """Remember the number that was added to make ``out``."""
     name = canonical_name(func)
     if name not in ("add", "sub", "subtract") or kwargs.get("alpha", 1) != 1:
         return
-    shifts = [v for v in (*args[:2], kwargs.get("other")) if isinstance(v, numbers.Real)]
+    constants = [v for v in (*args[:2], kwargs.get("other")) if not operands.has(v)]
+    shifts = [float(v) for v in constants if isinstance(v, numbers.Real) or _is_number(v)]
     if len(shifts) == 1 and isinstance(out, Tensor):
         marks.put(out, "shift", shifts[0] if name == "add" else -shifts[0])
 
 
-def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate | None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+
+
+def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Kind | None:
     """Return what an activation makes of a signal ``x``.
 
     Args:
@@ -128,13 +180,15 @@ def of_activation(name: str, x: Tensor, bounds: tuple[Any, Any] | None) -> Gate 
         x: Its input.
         bounds: Of a clamp, None for any other function.
     """
-    if name in ("erf", "tanh"):
-        return Gate.ODD
+    if name in _BOUNDS:
+        return Saturating(_BOUNDS[name])
+    if bounds is None or any(isinstance(bound, Tensor) for bound in bounds):
+        return None
+    low, high = bounds
+    if low == -high and math.isfinite(high):  # a hard tanh
+        return Saturating(float(high))
     shift = marks.get(x, "shift")
-    if bounds is None or shift is None:
+    if shift is None:
         return None
     # a hard sigmoid: relu6(x + 3), clamp(x + 0.5, 0, 1), half way up where x is 0
-    low, high = bounds
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        return None
     return Gate.FACTOR if low == 0 and math.isclose(shift, high / 2) else None

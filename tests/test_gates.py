@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from captum_lrp_stab import LRP, gates, plan, presets
 
 X = 2 * torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+THREE, HALF = torch.tensor(3.0).double(), torch.full((8,), 0.5).double()
+ROUTES = torch.tensor([[2, 0, 1, 7, 7, 3, 5, 0]] * 4)
 Step = Callable[[Tensor], Tensor]
 
 
@@ -59,6 +61,9 @@ BY_HAND: dict[str, tuple[Step, Step]] = {
     "hardswish": (lambda z: z * F.relu6(z + 3.0) / 6.0, F.hardswish),
     "hardswish by clamp": (lambda z: z * ((3 + z).clamp(0, 6) / 6), F.hardswish),
     "hardswish by module": (lambda z: F.hardsigmoid(z) * z, F.hardswish),
+    "hardswish with a buffer": (lambda z: z * F.relu6(z + THREE) / 6, F.hardswish),
+    "gelu of the normal": (lambda z: z * torch.special.ndtr(z), F.gelu),
+    "silu by tanh": (lambda z: z * (0.5 + 0.5 * torch.tanh(z / 2)), F.silu),
     "softsign": (lambda z: z / (1 + z.abs()), F.softsign),
     "square": (lambda z: z * z, lambda z: z.pow(2)),
 }
@@ -116,6 +121,18 @@ GATED: dict[str, Step] = {
     "constant tensor": lambda z: z * (torch.tanh(z) + torch.ones(8).double()),
     "summand and factor": lambda z: torch.addcmul(z, z, z.sigmoid()),
     "named summand": lambda z: torch.addcmul(tensor1=z.flip(1), tensor2=z.sigmoid(), input=z),
+    "softsign gate": lambda z: z * (1 + F.softsign(z.flip(1))) / 2,
+    "arc tangent": lambda z: z * (0.5 + torch.atan(z.flip(1)) / math.pi),
+    "hard tanh": lambda z: z * (2 - F.hardtanh(z.flip(1), -2.0, 2.0)),
+    "half a tanh": lambda z: z * torch.tanh(z.flip(1)).mul_(HALF).add_(HALF),
+    "complement of erf": lambda z: z * torch.special.erfc(z.flip(1)),
+    "summed weights": lambda z: z * z.flip(1).softmax(1).cumsum(1),
+    "scattered weights": lambda z: (
+        z * torch.zeros_like(z).scatter_add(1, ROUTES, z.flip(1).softmax(1))
+    ),
+    "folded": lambda z: (
+        z * F.fold(z.flip(1).sigmoid()[:, None].expand(-1, 2, -1), (1, 9), (1, 2))[:, 0, 0, 1:]
+    ),
     "branches": lambda z: (
         torch.stack([z, z.flip(1)], 1) * torch.stack([z, 2 * z], 1).softmax(1)
     ).sum(1),
@@ -167,3 +184,19 @@ def test_a_mark_does_not_outlive_a_write() -> None:
     assert gates.of(t) is gates.Gate.FACTOR
     t += 1
     assert gates.of(t) is None
+
+
+SIGNALS: dict[str, Step] = {  # which no constant that is added makes a gate
+    "two of them": lambda z: z * (1 + torch.tanh(z) + torch.tanh(z.flip(1))),
+    "their sum": lambda z: z * (1 + (torch.tanh(z) + torch.tanh(z.flip(1)))),
+    "scaled": lambda z: z * (1 + 3 * torch.tanh(z)),
+    "divided": lambda z: z * (1 + torch.tanh(z) / HALF),
+    "summed": lambda z: z * (1 + torch.tanh(z).cumsum(1)),
+    "less is added": lambda z: z * (0.5 + torch.tanh(z)),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_what_takes_both_signs_is_no_gate(name) -> None:
+    model = build(lambda: Net(SIGNALS[name], bias=False))
+    assert "1/2 to each factor" in [row.rule for row in plan(model, X).rows]

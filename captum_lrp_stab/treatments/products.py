@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_stab import describe, gates, operations, surrogates
-from captum_lrp_stab.gates import Gate
+from captum_lrp_stab.gates import Gate, Kind
 from captum_lrp_stab.operations import canonical_name, tensors_in
 from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.treatments.arguments import first, others
@@ -76,7 +76,7 @@ def _is_gate_of_zeros(factors: Sequence[Tensor], operands: gates.Operands, func:
     return not all(operands.has(t) or bool(t.any()) for t in factors)
 
 
-def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Gate | None]:
+def _held(mode: Interception, kinds: set[Kind | None], func: Function) -> set[Kind | None]:
     """Return which kinds of factors are held constant, where there are others.
 
     Args:
@@ -85,7 +85,7 @@ def _held(mode: Interception, kinds: set[Gate | None], func: Function) -> set[Ga
         func: The product.
     """
     by_element = canonical_name(func) in operations.ELEMENTWISE
-    held: set[Gate | None] = set()
+    held: set[Kind | None] = set()
     if by_element or mode.rule_set.attention == "cp":
         held.add(Gate.SOFTMAX)
     if kinds != {Gate.FACTOR, Gate.SOFTMAX}:

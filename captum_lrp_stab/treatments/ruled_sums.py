@@ -41,7 +41,7 @@ def ruled_sum(
     op, x = sums.affine(terms, bias)
     x = mode.gathered(x, sources)
     out = mode.serve(mode.site(operation, op, mode.assignment.of_sum(operation.name), x), call)
-    gates.note_shift(out, func, args, kwargs)
+    gates.note_shift(out, func, args, kwargs, operation.operands)
     gates.marked(out, inherited)
     return out if target is None else written_over(target, out)
 

@@ -40,7 +40,7 @@ def mixing(mode: Interception, operation: Operation, func: Function, args: Any, 
     if site is not None:
         site.keep_copy(target)
     out = mode.mixing(operation, func, args, kwargs)
-    gates.note_shift(out, func, args, kwargs)
+    gates.note_shift(out, func, args, kwargs, operation.operands)
     return gates.marked(out, kind)
 
 
