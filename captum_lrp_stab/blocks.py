@@ -1,5 +1,6 @@
 """Going through tensors a block at a time, so that what is between stays in the cache."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,15 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def like(t: Tensor, model: Tensor) -> Tensor:
     """Return ``t``, or a copy of it, laid out like ``model``, which is dense."""
     return t if t.stride() == model.stride() else torch.empty_like(model).copy_(t)
+
+
+def spaced(t: Tensor, most: int | None) -> Tensor:
+    """Return every n-th element of a tensor, ``most`` at most; None for all, flat."""
+    flat = t.flatten()
+    step = 1 if most is None else math.ceil(flat.numel() / most) or 1
+    while math.gcd(step, flat.numel()) > 1 and step > 1:  # or it would see the same columns only
+        step += 1
+    return flat[::step]
 
 
 class Buffer:

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.blocks import spaced
 from captum_lrp_stab.complex_values import as_real
 
 TOP = 0.01
 """The share of pixels whose overlap is counted."""
+
+_WILD = 1e100
+"""Squares of larger values may overflow, and of smaller ones than its inverse vanish."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,16 @@ class Agreement:
         return self.relative_l2 is not None and self.relative_l2 <= tolerance
 
 
-def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
+def agreement(
+    ours: Sequence[Tensor], reference: Sequence[Tensor], ranked: int | None = None
+) -> Agreement:
     """Compare relevance maps.
 
     Args:
         ours: One tensor ``(N, ...)`` for each input of a model or a layer.
         reference: Tensors of the same shapes.
+        ranked: How many values of a sample are ranked at most, evenly spaced; None for all. To rank
+            millions takes as long as a gradient.
 
     Example:
         >>> a = agreement([torch.tensor([[1.0, 2.0, 4.0]])], [torch.tensor([[1.0, 2.0, 3.0]])])
@@ -68,7 +76,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
         (0.267, 1.0, 1.0, 7.0, 6.0)
     """
     ours, reference = _wide(ours), _wide(reference)
-    bad, reference_bad = (sum(int((~t.isfinite()).sum()) for t in s) for s in (ours, reference))
+    bad, reference_bad = (sum(map(_nonfinite, side)) for side in (ours, reference))
     total, reference_total = (_finite(sum(float(t.sum()) for t in s)) for s in (ours, reference))
     counts = total, reference_total, bad, reference_bad
     if bad or reference_bad:
@@ -81,7 +89,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
         max(map(_relative, a, b), default=0.0),
         _least(map(_cosine, a, b)),
         _least(map(_correlation, a, b)),
-        _least(map(_correlation, map(_ranks, a), map(_ranks, b))),
+        _least(map(_correlation, *([_ranks(spaced(t, ranked)) for t in side] for side in (a, b)))),
         _least(map(_overlap, *pixels)),
         *counts,
     )
@@ -90,7 +98,7 @@ def agreement(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> Agreement:
 def relative_difference(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float | None:
     """Return ``relative_l2`` of :func:`agreement` alone."""
     ours, reference = _wide(ours), _wide(reference)
-    if not all(bool(t.isfinite().all()) for t in (*ours, *reference)):
+    if any(map(_nonfinite, (*ours, *reference))):
         return None
     samples = _samples(ours)
     return max(map(_relative, _rows(ours, samples), _rows(reference, samples)), default=0.0)
@@ -132,27 +140,52 @@ def _pixels(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.sum(1) if t.dim() == 4 else t for t in tensors]
 
 
+def _nonfinite(t: Tensor) -> int:
+    """Return how many values are NaN or Inf."""
+    return 0 if bool(t.sum().isfinite()) else int((~t.isfinite()).sum())
+
+
+def _is_wild(*sizes: float) -> bool:
+    """Return whether squares of numbers of such sizes overflow or vanish."""
+    return any(size and not 1 / _WILD < size < _WILD for size in sizes)
+
+
+def _scaled(*tensors: Tensor) -> list[Tensor]:
+    """Return tensors divided by the largest value among them."""
+    largest = max(float(t.abs().max()) for t in tensors)
+    return [t / largest for t in tensors] if largest else list(tensors)
+
+
 def _relative(a: Tensor, b: Tensor) -> float:
-    scale = float(max(a.abs().max(), b.abs().max())) if a.numel() else 0.0
-    if scale == 0:
+    if not a.numel():
         return 0.0
-    norm = float((b / scale).norm())  # squares of wild values overflow
-    return float((a / scale - b / scale).norm()) / norm if norm else math.inf
+    norm, difference = float(b.norm()), float((a - b).norm())
+    if _is_wild(norm, difference) or not norm:
+        a, b = _scaled(a, b)
+        norm, difference = float(b.norm()), float((a - b).norm())
+    return difference / norm if norm else math.inf if difference else 0.0
 
 
 def _cosine(a: Tensor, b: Tensor) -> float | None:
-    if not a.numel() or not float(a.abs().max()) or not float(b.abs().max()):
+    if not a.numel():
         return None
-    a, b = a / a.abs().max(), b / b.abs().max()
-    return max(-1.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
+    norms = float(a.norm()), float(b.norm())
+    if _is_wild(*norms) or not all(norms):
+        (a,), (b,) = _scaled(a), _scaled(b)
+        norms = float(a.norm()), float(b.norm())
+    return max(-1.0, min(1.0, float(a @ b) / math.prod(norms))) if all(norms) else None
 
 
 def _correlation(a: Tensor, b: Tensor) -> float | None:
     """Return Pearson's coefficient; of ranks it is Spearman's."""
-    if not a.numel() or any(bool((t == t[0]).all()) for t in (a, b)):
+    if not a.numel():
+        return None
+    bounds = [[float(bound) for bound in t.aminmax()] for t in (a, b)]
+    if any(low == high for low, high in bounds):
         return None  # the mean is rounded: what is left of a constant would be a direction
-    scaled = (t / t.abs().max() for t in (a, b))
-    return _cosine(*(t - t.mean() for t in scaled))
+    if _is_wild(*(max(-low, high) for low, high in bounds)):
+        (a,), (b,) = _scaled(a), _scaled(b)
+    return _cosine(a - a.mean(), b - b.mean())
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -163,11 +196,12 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> float | None:
-    if not a.numel() or not float(a.abs().max()) or not float(b.abs().max()):
+    if not a.numel() or not a.any() or not b.any():
         return None
     count = max(1, math.ceil(TOP * a.numel()))
-    tops = (set(t.abs().topk(count).indices.tolist()) for t in (a, b))
-    return len(set.intersection(*tops)) / count
+    ours, reference = (t.abs().topk(count).indices for t in (a, b))
+    is_top = torch.zeros_like(a, dtype=torch.bool).index_fill_(0, reference, True)
+    return int(is_top[ours].sum()) / count
 
 
 def _least(values: "map[float | None]") -> float | None:

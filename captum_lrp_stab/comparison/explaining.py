@@ -2,22 +2,33 @@
 
 Layer by layer, a difference that is taken away lets the two sides agree further down, up to the
 next one. What is left in the end, if anything, is not known.
+
+Each attempt is a trial, for which this package, the reference or both run once more. Only what can
+act where the two sides part is tried, and there is an end to it: see ``MOST_TRIALS``.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.known import DOUBLED_ADDITION, KnownDifference
 from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.references import ModifiedForwardReference
 from captum_lrp_stab.comparison.removals import ADDITIONS, REMOVALS, Trial
 from captum_lrp_stab.comparison.runs import Runs
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.comparison.subject import Change
+from captum_lrp_stab.modified_forward import ModifiedForward
+from captum_lrp_stab.sites import Operation, names_of
+
+MOST_TRIALS = 24
+"""So often, at most, this package, the reference or both run again to explain a difference."""
 
 _Found = tuple[KnownDifference, ...]
 
@@ -29,6 +40,7 @@ class Between:
     differences: _Found
     is_all: bool  # or is there a difference that is not known
     rest: Trial  # with the differences taken away
+    is_cut_short: bool = False  # not all was tried
 
 
 def differences_between(runs: Runs, trial: Trial) -> Between:
@@ -37,69 +49,144 @@ def differences_between(runs: Runs, trial: Trial) -> Between:
     A doubled addition cannot be taken away: it counts where the two sides agree up to there. If the
     two do not agree in the end, what could be taken away is returned.
     """
-    found: _Found = ()
-    current = trial
-    while True:
-        addition = doubled_at(runs, current)
-        if addition is not None:
-            doubled = replace(DOUBLED_ADDITION, where=addition)
-            return Between((*_needed(runs, trial, found), doubled), True, current)
-        tried = list(_tried(runs, current, found))
-        for difference, other in tried:
-            if runs.error(other) <= runs.tolerance:
-                return Between(_needed(runs, trial, (*found, difference)), True, other)
-        here, error = _reach(runs, current), runs.error(current)
-        reached = [_reach(runs, other) for _, other in tried]
-        best = max(range(len(tried)), key=reached.__getitem__, default=None)
-        if best is None or not reached[best] > here:
+    search = _Search(runs, trial)
+    try:
+        return search.run()
+    except _EndError:
+        return Between(search.found, False, search.without(search.found), True)
+
+
+class _EndError(Exception):
+    """There have been as many trials as there may be."""
+
+
+class _Search:
+    """The search for what lies between two sides.
+
+    Args:
+        runs: The runs.
+        trial: The comparison as it was asked for.
+    """
+
+    def __init__(self, runs: Runs, trial: Trial) -> None:
+        self._runs = runs
+        self._trials: dict[_Found, Trial] = {(): trial}
+        self._tested: set[_Found] = {()}
+        self.found: _Found = ()
+
+    def run(self) -> Between:
+        """Return what is found.
+
+        Raises:
+            _EndError: There have been as many trials as there may be.
+        """
+        runs = self._runs
+        while True:
+            current = self.without(self.found)
+            addition = doubled_at(runs, current)
+            if addition is not None:
+                doubled = replace(DOUBLED_ADDITION, where=addition)
+                return Between((*self._needed(self.found), doubled), True, current)
+            tried = list(self._tried())
+            for difference in tried:
+                if self._agree((*self.found, difference)):
+                    found = self._needed((*self.found, difference))
+                    return Between(found, True, self.without((*self.found, difference)))
+            here, error = _reach(runs, current), runs.error(current)
+            reached = [_reach(runs, self.without((*self.found, one))) for one in tried]
+            best = max(range(len(tried)), key=reached.__getitem__, default=None)
+            if best is not None and reached[best] > here:
+                self.found = (*self.found, tried[best])
+                continue
             useful = [one for one, reach in zip(tried, reached, strict=True) if reach >= here]
-            watched = runs.pair(current).was_watched
+            useful.sort(key=lambda one: self._error((*self.found, one)))
+            watched = runs.divergence(current) is not None
             # unseen layers do not lead from one difference to the next: try three at once too
             for count in (2,) if watched else (2, 3):
-                for more in combinations([difference for difference, _ in useful], count):
-                    other = _without(runs, trial, (*found, *more))
-                    if runs.error(other) <= runs.tolerance:
-                        return Between((*found, *more), True, other)
-            useful = [one for one in useful if runs.error(one[1]) <= error / 2]
-            if not useful or watched:
-                return Between(found, False, current)
+                for more in combinations(useful, count):
+                    if self._agree((*self.found, *more)):
+                        found = (*self.found, *more)
+                        return Between(found, True, self.without(found))
             # let the size of the difference decide
-            difference, current = min(useful, key=lambda one: runs.error(one[1]))
-        else:
-            difference, current = tried[best]
-        found = (*found, difference)
+            if watched or not useful or self._error((*self.found, useful[0])) > error / 2:
+                return Between(self.found, False, current)
+            self.found = (*self.found, useful[0])
+
+    def without(self, differences: _Found) -> Trial:
+        """Return the trial with differences taken away, one after the other."""
+        if differences not in self._trials:
+            before = self.without(differences[:-1])
+            removed = REMOVALS[differences[-1]](before, self._runs.operations)
+            self._trials[differences] = next(iter(removed), before)
+        return self._trials[differences]
+
+    def _error(self, differences: _Found) -> float:
+        """Return how far apart the sides are without differences."""
+        if differences not in self._tested:
+            if len(self._tested) > MOST_TRIALS:
+                raise _EndError
+            self._tested.add(differences)
+        return self._runs.error(self.without(differences))
+
+    def _agree(self, differences: _Found) -> bool:
+        return self._error(differences) <= self._runs.tolerance
+
+    def _tried(self) -> Iterator[KnownDifference]:
+        """Yield what more can be taken away, but for what changes nothing."""
+        runs, current = self._runs, self.without(self.found)
+        before = runs.error(current)
+        for difference in (one for one in REMOVALS if one not in self.found):
+            other = self.without((*self.found, difference))
+            if other is current or not _acts(runs, current, other):
+                continue
+            error = self._error((*self.found, difference))
+            moves = error != before or _reach(runs, other) != _reach(runs, current)
+            if moves and math.isfinite(error):
+                yield difference
+
+    def _needed(self, found: _Found) -> _Found:
+        """Return the differences without those that others make up for."""
+        if len(found) < 2:
+            return found
+        whole, agree = self.without(found), self._agree(found)
+        for difference in found[:-1]:
+            fewer = tuple(other for other in found if other is not difference)
+            if agree:
+                is_enough = self._agree(fewer)
+            else:
+                self._error(fewer)
+                reach = _reach(self._runs, self.without(fewer))
+                is_enough = reach >= _reach(self._runs, whole)
+            found = fewer if is_enough else found
+        return found
 
 
-def _without(runs: Runs, trial: Trial, differences: _Found) -> Trial:
-    for difference in differences:
-        trial = next(iter(REMOVALS[difference](trial, runs.operations)), trial)
-    return trial
+def _acts(runs: Runs, trial: Trial, other: Trial) -> bool:
+    """Return whether a change of our rules acts where the sides part; any other change may.
+
+    A change that does not leaves them parted there.
+    """
+    sides = [(t.reference, t.theirs, t.is_normalised, t.ours.form) for t in (trial, other)]
+    if any(a is not b for a, b in zip(*sides, strict=True)):
+        return True
+    if other.ours.merge_batch_norm != trial.ours.merge_batch_norm:
+        return True
+    first = runs.divergence(trial)
+    rewritten = trial.ours.form is ModifiedForward
+    if first is None or rewritten or isinstance(trial.reference, ModifiedForwardReference):
+        return True  # where they part is not known, or every rule changes the values above it
+    if first.direction == "forward":
+        return False
+    rules = {o.name: o.rule for o in runs.operations if o.rule is not None}
+    names = {candidate.partition("[")[0] for candidate in first.candidates}
+    before = [_changed(rules[name], trial.ours.changes) for name in names & rules.keys()]
+    more = other.ours.changes[len(trial.ours.changes) :]
+    return any(_changed(rule, more) is not rule for rule in before)
 
 
-def _needed(runs: Runs, trial: Trial, found: _Found) -> _Found:
-    """Return the differences without those that others make up for."""
-    whole = _without(runs, trial, found)
-    agree = runs.error(whole) <= runs.tolerance
-    for difference in found[:-1]:
-        fewer = tuple(other for other in found if other is not difference)
-        without = _without(runs, trial, fewer)
-        if (
-            runs.error(without) <= runs.tolerance
-            if agree
-            else (_reach(runs, without) >= _reach(runs, whole))
-        ):
-            found = fewer
-    return found
-
-
-def _tried(runs: Runs, trial: Trial, found: _Found) -> Iterator[tuple[KnownDifference, Trial]]:
-    """Yield each trial with one more difference taken away, but for those that change nothing."""
-    before = runs.error(trial)
-    for difference, removal in REMOVALS.items():
-        for other in () if difference in found else removal(trial, runs.operations):
-            moves = runs.error(other) != before or _reach(runs, other) != _reach(runs, trial)
-            if moves and math.isfinite(runs.error(other)):
-                yield difference, other
+def _changed(rule: Rule, changes: Iterable[Change]) -> Rule:
+    """Return a rule with changes made to it, one after the other."""
+    return reduce(lambda changed, change: change(changed), changes, rule)
 
 
 def _reach(runs: Runs, trial: Trial) -> tuple[int, float]:
@@ -121,14 +208,20 @@ def doubled_at(runs: Runs, trial: Trial) -> str | None:
     first = runs.divergence(trial)
     if first is None or first.direction != "backward":
         return None
+    operations = runs.operations_of(trial.ours)
+    named = dict(zip(names_of(operations), operations, strict=True))
+    additions = {
+        name: named[name]
+        for name in first.candidates
+        if named[name].kind in ADDITIONS and len(named[name].reads) > 1
+    }
+    if not additions:
+        return None
     pair = runs.pair(trial)
-    for name in first.candidates:
-        addition = pair.operations[pair.index_of(name)]
+    for name, addition in additions.items():
         sums = pair.ours.outputs.get(addition.name)
-        if addition.kind not in ADDITIONS or len(addition.reads) < 2 or not sums:
-            continue
         handed = (_handed(pair, summand) for summand in addition.reads)
-        if any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
+        if sums and any(_same(h, sums[0].relevance, runs.tolerance) for h in handed):
             return name
     return None
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from captum_lrp_stab.comparison.explaining import differences_between
+from captum_lrp_stab.comparison.explaining import MOST_TRIALS, differences_between
 from captum_lrp_stab.comparison.known import KnownDifference
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.removals import Trial
@@ -85,7 +85,9 @@ def _explained(runs: Runs, trial: Trial, pair: Pair | None, size: str) -> Judgem
         return Judgement("known difference", f"{names}; {size}{_at(first)}{below}", first, found)
     first = runs.divergence(between.rest)
     besides = f"besides {names}; " if found else ""
-    return Judgement("different", f"{besides}{size}{_at(first)}", first, found)
+    end = f"; the search for known differences ended after {MOST_TRIALS} trials"
+    end = end if between.is_cut_short else ""
+    return Judgement("different", f"{besides}{size}{_at(first)}{end}", first, found)
 
 
 def _at(first: Divergence | None) -> str:

@@ -87,6 +87,11 @@ class Recording:
     outputs: dict[str, list[Use]] = field(default_factory=dict)
     inputs: dict[str, list[Use]] = field(default_factory=dict)
 
+    @property
+    def was_watched(self) -> bool:
+        """Whether anything was seen at a layer."""
+        return bool(self.outputs or self.inputs)
+
     def scaled(self, factor: Tensor) -> "Recording":
         """Return the recording with the relevance of each sample multiplied.
 

@@ -19,6 +19,8 @@ class Reference(ABC):
     """Another run of the same attribution."""
 
     name: str
+    #: Whether it runs in float64 whatever the subject's dtype.
+    is_exact = False
 
     @abstractmethod
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:

@@ -26,6 +26,7 @@ class Float64Reference(Reference):
     """This package's run on a copy of the model in float64."""
 
     name = "float64"
+    is_exact = True
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it."""

@@ -39,13 +39,18 @@ class Runs:
         subject: What is attributed.
         tolerance: Largest relative difference that counts as equal, None for the usual one.
         progress: Called with a name before each run.
+        operations: Those of the subject, if they are known.
     """
 
     def __init__(
-        self, subject: Subject, tolerance: float | None, progress: Progress = lambda step: None
+        self,
+        subject: Subject,
+        tolerance: float | None,
+        progress: Progress = lambda step: None,
+        operations: Sequence[Operation] | None = None,
     ) -> None:
         self.subject = subject
-        self.operations = subject.operations()
+        self.operations = subject.operations() if operations is None else operations
         depth = sum(operation.rule is not None for operation in self.operations)
         usual = usual_tolerance(subject.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
@@ -65,7 +70,11 @@ class Runs:
         if self.subject.dtype == torch.float64:
             return None
         try:
-            runs = Runs(self.subject.copied(torch.float64), self._given, self._progress)
+            subject = self.subject.copied(torch.float64)
+            runs = Runs(subject, self._given, self._progress, self.operations)
+            known = self._recordings.get((id(reference), id(self.subject)))
+            if reference.is_exact and known is not None:  # it would be the same run once more
+                runs._recordings[id(reference), id(subject)] = known
             finite = runs.pair(runs.trial(reference)).overall.is_finite
         except LRPError:
             return None
@@ -79,33 +88,27 @@ class Runs:
         """
         if self._given is not None:
             return self
-        moved = self.subject.moved()
+        ours = self._ours(self.subject)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it may move out of a box
-            ours, theirs = (self.unwatched(s) for s in (self.subject, moved))
-        sensitivity = relative_difference(ours.relevances, theirs.relevances) or 0.0
+            moved = self._ours(self.subject.moved())
+        sensitivity = relative_difference(ours.relevances, moved.relevances) or 0.0
         other = copy.copy(self)
         other.tolerance = max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
         return other
 
     def operations_of(self, subject: Subject) -> Sequence[Operation]:
-        """Return what each operation gets."""
-        if subject is self.subject:
+        """Return the operations, with the rules of this subject only if none is changed."""
+        if subject.merge_batch_norm == self.subject.merge_batch_norm:
             return self.operations
         found: list[Operation] = self._once((id(subject), "plan"), subject, subject.operations)
         return found
 
     def pair(self, trial: Trial) -> Pair:
         """Return both sides of a trial, watched at every layer."""
-        operations = self.operations_of(trial.ours)
-        names = tuple(dict.fromkeys(operation.name for operation in operations))
-
-        def run() -> Recording:
-            self._progress("captum-lrp-stab")
-            return trial.ours.run(names)
-
-        ours = self._recorded((id(trial.ours), "ours"), trial, run)
-        return Pair(ours, self._reference(trial, ours), operations)
+        known = self._recordings.get((id(trial.reference), id(trial.theirs)))
+        ours = self._ours(trial.ours, known is None or known[1].was_watched)
+        return Pair(ours, self._reference(trial, ours), self.operations_of(trial.ours))
 
     def divergence(self, trial: Trial) -> Divergence | None:
         """Return the first place at which the two sides of a trial part."""
@@ -124,35 +127,35 @@ class Runs:
         names = names_of(self.operations)
         return names.index(layer) if layer in names else -1
 
-    def unwatched(self, subject: Subject) -> Recording:
-        """Return a run of ours without its layers."""
-
-        def run() -> Recording:
-            self._progress("captum-lrp-stab")
-            return subject.run()
-
-        found: Recording = self._once((id(subject), "unwatched"), subject, run)
-        return found
-
     def error(self, trial: Trial) -> float:
         """Return the relative difference of a trial; infinite where it cannot be run."""
 
         def find() -> float:
             try:
-                ours = self.unwatched(trial.ours)
-                theirs = self._reference(trial, ours)
+                pair = self.pair(trial)
             except LRPError:
                 return math.inf
-            found = relative_difference(ours.relevances, theirs.relevances)
+            found = relative_difference(pair.ours.relevances, pair.reference.relevances)
             return math.inf if found is None else found
 
         error: float = self._once((*_key(trial), "error"), trial, find)
         return error
 
+    def _ours(self, subject: Subject, watched: bool = True) -> Recording:
+        """Return a run of ours, watched at every layer, or at none."""
+
+        def run() -> Recording:
+            names = dict.fromkeys(operation.name for operation in self.operations_of(subject))
+            self._progress("captum-lrp-stab")
+            return subject.run(tuple(names) if watched else ())
+
+        return self._recorded((id(subject), "ours"), subject, run)
+
     def _reference(self, trial: Trial, ours: Recording) -> Recording:
         def run() -> Recording:
             self._progress(trial.reference.name)
-            operations = self.operations_of(trial.theirs)
+            changed = trial.theirs.changes != self.subject.changes
+            operations = trial.theirs.operations() if changed else self.operations_of(trial.theirs)
             return run_checked(trial.reference, trial.theirs, operations)
 
         found = self._recorded((id(trial.reference), id(trial.theirs)), trial, run)

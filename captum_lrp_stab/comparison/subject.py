@@ -1,7 +1,7 @@
 """What is compared: one model, its inputs and rules, and this package's own run of them."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -125,8 +125,10 @@ class Subject:
             copied = t.detach().clone()
             return copied if dtype is None else convert(copied, dtype)
 
+        # what is to be converted is never copied as it is: a large model's weights take long
+        made = {} if dtype is None else {id(t): _converted(t, dtype) for t in _numbers(self.model)}
         try:
-            model = copy.deepcopy(self.model)
+            model = copy.deepcopy(self.model, made)
         except Exception as error:
             raise ModelError(
                 f"{type(self.model).__name__} cannot be copied for the reference, which is kept "
@@ -146,6 +148,21 @@ class Subject:
     def dtype(self) -> torch.dtype:
         """The coarsest dtype of the inputs, the floating parameters and an active autocast."""
         return coarsest_dtype(self.model, self.inputs)
+
+
+def _numbers(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a model that are of no type of their own."""
+    for t in (*model.parameters(), *model.buffers()):
+        if type(t) in (nn.Parameter, Tensor):
+            yield t
+
+
+def _converted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of a parameter or buffer in another dtype, if it has one."""
+    given = t.detach()
+    copied = convert(given, dtype)
+    copied = copied.clone() if copied is given else copied
+    return nn.Parameter(copied, t.requires_grad) if isinstance(t, nn.Parameter) else copied
 
 
 def run_each(subjects: Sequence[Subject], **options: Any) -> list[Propagation]:

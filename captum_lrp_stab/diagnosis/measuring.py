@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.blocks import spaced
 from captum_lrp_stab.diagnosis.records import EDGES, Flow, Histogram
 
 _BINS = 1700  # of a twentieth of a power of ten: 6% to either side
@@ -38,11 +39,7 @@ def histogram_of(positive: Tensor) -> Histogram:
 
     Of a large tensor every n-th element is taken.
     """
-    flat = positive.flatten()
-    step = math.ceil(flat.numel() / _MOST) or 1
-    while math.gcd(step, flat.numel()) > 1 and step > 1:  # or it would see the same columns only
-        step += 1
-    exponents = flat[::step].log10()
+    exponents = spaced(positive, _MOST).log10()
     low, high = EDGES
     counts = torch.histc(exponents.float(), bins=_BINS, min=low, max=high)  # passes over NaN, Inf
     return Histogram(tuple(counts.long().tolist()))
