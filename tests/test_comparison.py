@@ -376,7 +376,7 @@ def test_progress_tells_each_run(reference) -> None:
     quiet = compare(build(dense), VECTORS, TARGET, rules, reference)
     told = compare(build(dense), VECTORS, TARGET, rules, reference, progress=steps.append)
     assert steps[:2] == ["captum-lrp-stab", quiet.reference]
-    assert set(steps) == {"captum-lrp-stab", quiet.reference}
+    assert {step.partition(",")[0] for step in steps} == {"captum-lrp-stab", quiet.reference}
     assert told.to_json() == quiet.to_json()
 
 

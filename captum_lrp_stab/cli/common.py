@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+import captum_lrp_stab.progress as bar
 from captum_lrp_stab.cli import names
 from captum_lrp_stab.cli.ending import tell
 from captum_lrp_stab.errors import ReportError
@@ -46,9 +38,7 @@ class Output:
     @property
     def has_bar(self) -> bool:
         """Whether progress is shown: where one can see it, and it can be drawn."""
-        console = Console(stderr=True)
-        is_seen = sys.stderr is not None and sys.stderr.isatty()  # FORCE_COLOR makes no terminal
-        return is_seen and not console.is_dumb_terminal and not self.quiet
+        return not self.quiet and bar.is_seen()
 
     def deliver(self, to_json: Callable[[], str], show: Callable[[Console], None]) -> None:
         """Put a result on standard output, as JSON or for people.
@@ -129,26 +119,8 @@ def progress(
     if not output.has_bar:  # one that is disabled writes an empty line, before rich 14.3
         yield lambda name: None
         return
-    columns: list[ProgressColumn] = [
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-    ]
-    if long:
-        columns.append(TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as shown:
-        task = shown.add_task("", total=steps)
-        begun = 0
-
-        def step(name: str) -> None:
-            nonlocal begun
-            shown.update(task, description=name, completed=begun)
-            begun += 1
-
+    with bar.bar(steps, long) as step:
         yield step
-        shown.update(task, description="done", total=steps or begun, completed=steps or begun)
 
 
 _NARROWEST = 72

@@ -9,9 +9,10 @@ act where the two sides part is tried, and there is an end to it: see ``MOST_TRI
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,9 @@ class _Search:
             if len(self._tested) > MOST_TRIALS:
                 raise _EndError
             self._tested.add(differences)
+            names = " and ".join(difference.name for difference in differences)
+            count = f"{len(self._tested) - 1} of at most {MOST_TRIALS}"
+            self._runs.purpose = f", trial {count}: without {names}"
         return self._runs.error(self.without(differences))
 
     def _agree(self, differences: _Found) -> bool:
@@ -166,10 +170,7 @@ def _acts(runs: Runs, trial: Trial, other: Trial) -> bool:
 
     A change that does not leaves them parted there.
     """
-    sides = [(t.reference, t.theirs, t.is_normalised, t.ours.form) for t in (trial, other)]
-    if any(a is not b for a, b in zip(*sides, strict=True)):
-        return True
-    if other.ours.merge_batch_norm != trial.ours.merge_batch_norm:
+    if _differ(trial, other, "ours") or _differ(trial.ours, other.ours, "changes"):
         return True
     first = runs.divergence(trial)
     rewritten = trial.ours.form is ModifiedForward
@@ -182,6 +183,12 @@ def _acts(runs: Runs, trial: Trial, other: Trial) -> bool:
     before = [_changed(rules[name], trial.ours.changes) for name in names & rules.keys()]
     more = other.ours.changes[len(trial.ours.changes) :]
     return any(_changed(rule, more) is not rule for rule in before)
+
+
+def _differ(one: Any, other: Any, but: str) -> bool:
+    """Return whether two records differ in a field but the one named."""
+    names = (field.name for field in fields(one) if field.name != but)
+    return any(getattr(one, name) is not getattr(other, name) for name in names)
 
 
 def _changed(rule: Rule, changes: Iterable[Change]) -> Rule:

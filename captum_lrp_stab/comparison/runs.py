@@ -55,6 +55,7 @@ class Runs:
         usual = usual_tolerance(subject.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
         self._given, self._progress = tolerance, progress
+        self.purpose = ""  # of the runs that follow
         self._results: dict[Any, tuple[Any, Any]] = {}
         self._recordings: OrderedDict[Any, tuple[Any, Recording]] = OrderedDict()
 
@@ -72,6 +73,7 @@ class Runs:
         try:
             subject = self.subject.copied(torch.float64)
             runs = Runs(subject, self._given, self._progress, self.operations)
+            runs.purpose = " in float64"
             known = self._recordings.get((id(reference), id(self.subject)))
             if reference.is_exact and known is not None:  # it would be the same run once more
                 runs._recordings[id(reference), id(subject)] = known
@@ -99,7 +101,8 @@ class Runs:
 
     def operations_of(self, subject: Subject) -> Sequence[Operation]:
         """Return the operations, with the rules of this subject only if none is changed."""
-        if subject.merge_batch_norm == self.subject.merge_batch_norm:
+        known = self.subject.merge_batch_norm, self.subject.rules
+        if subject.merge_batch_norm is known[0] and subject.rules is known[1]:
             return self.operations
         found: list[Operation] = self._once((id(subject), "plan"), subject, subject.operations)
         return found
@@ -146,14 +149,14 @@ class Runs:
 
         def run() -> Recording:
             names = dict.fromkeys(operation.name for operation in self.operations_of(subject))
-            self._progress("captum-lrp-stab")
+            self._tell("captum-lrp-stab")
             return subject.run(tuple(names) if watched else ())
 
         return self._recorded((id(subject), "ours"), subject, run)
 
     def _reference(self, trial: Trial, ours: Recording) -> Recording:
         def run() -> Recording:
-            self._progress(trial.reference.name)
+            self._tell(trial.reference.name)
             changed = trial.theirs.changes != self.subject.changes
             operations = trial.theirs.operations() if changed else self.operations_of(trial.theirs)
             return run_checked(trial.reference, trial.theirs, operations)
@@ -162,6 +165,9 @@ class Runs:
         if trial.is_normalised and ours.score is not None:
             return found.scaled(ours.score)
         return found
+
+    def _tell(self, name: str) -> None:
+        self._progress(f"{name}{self.purpose}")
 
     def _once(self, key: Any, alive: Any, make: Callable[[], Any]) -> Any:
         """Return what was made under a key; what its ids belong to is kept alive."""
