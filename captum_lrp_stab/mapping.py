@@ -6,6 +6,7 @@ functional call such as ``F.conv2d`` under the name that :func:`captum_lrp_stab.
 
 import difflib
 from collections.abc import Collection, Sequence
+from types import FunctionType
 from typing import Any
 
 from captum.attr._utils.lrp_rules import PropagationRule
@@ -65,7 +66,8 @@ def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRul
 
 def check_is_called(rules: Any) -> None:
     """Raise RuleMapError for a function that makes a preset, where the preset is meant."""
-    if getattr(rules, "__module__", "") == f"{__package__}.presets" and hasattr(rules, "__code__"):
+    is_function = isinstance(rules, FunctionType)  # not so a preset's method
+    if is_function and rules.__module__ == f"{__package__}.presets":
         raise RuleMapError(
             f"the rules are the function presets.{rules.__name__}, which makes a preset: call it, "
             f"presets.{rules.__name__}(...)"
