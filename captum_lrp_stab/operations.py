@@ -7,7 +7,7 @@ its plain gradient in gradient form, and is listed as a fallback.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -215,8 +215,12 @@ def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     if not writes(func, (), {}):
         return func
     name = canonical_name(func)
-    plain: Callable[..., Any] = getattr(Tensor, name, None) or getattr(Tensor, f"__{name}__")
-    return plain
+    plain = getattr(Tensor, name, None) or getattr(Tensor, f"__{name}__", None)
+    return partial(_on_a_copy, func) if plain is None else plain  # there is no Tensor.zero
+
+
+def _on_a_copy(func: Callable[..., Any], target: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return func(target.clone(), *args, **kwargs)
 
 
 def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -12,7 +12,7 @@ from networks import build
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, EpsilonRule, FlatRule, plan, presets
-from captum_lrp_stab.errors import LRPError
+from captum_lrp_stab.errors import LRPError, ModelError
 from captum_lrp_stab.forms import form_of
 from captum_lrp_stab.propagation import propagate
 from captum_lrp_stab.rule_set import RuleSet
@@ -208,6 +208,50 @@ def test_writing_by_a_view_leaves_a_gate_a_gate(step, kind, attention) -> None:
     assert relative_error(*found) <= 1e-12
     rules = [[row.rule for row in plan(model, X).rows if row.type == "mul"] for model in models]
     assert "gate held constant" in rules[0] and "gate held constant" in rules[1]
+
+
+# on the input ---------------------------------------------------------------------------------
+
+
+ON_INPUT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "zero": (
+        lambda x: (x[:, :2].zero_(), x)[1],
+        lambda x: torch.cat([torch.zeros_like(x[:, :2]), x[:, 2:]], 1),
+    ),
+    "fill": (
+        lambda x: (x[:, :2].fill_(0.5), x)[1],
+        lambda x: torch.cat([torch.full_like(x[:, :2], 0.5), x[:, 2:]], 1),
+    ),
+    "fill_diagonal": (
+        lambda x: x.fill_diagonal_(0.0),
+        lambda x: x.masked_fill(torch.eye(3, 6, dtype=torch.bool), 0.0),
+    ),
+    "masked_fill": (
+        lambda x: x.masked_fill_(MASK[:, :6], 0.2),
+        lambda x: x.masked_fill(MASK[:, :6], 0.2),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", [EpsilonRule, FlatRule])
+@pytest.mark.parametrize("name", ON_INPUT)
+def test_writing_over_a_copy_of_the_input(name, rule) -> None:
+    class First(nn.Module):
+        def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.first, self.step = nn.Linear(6, 3), step
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(self.step(x.clone()))
+
+    models = [build(lambda step=step: First(step)) for step in ON_INPUT[name]]
+    torch.testing.assert_close(models[0](X), models[1](X))
+    if rule is FlatRule and name in ("zero", "fill"):  # by a view
+        with pytest.raises(ModelError, match="out of place"):
+            LRP(models[0], [(["first"], rule, {})]).attribute(X, 1)
+        return
+    found = [LRP(m, [(["first"], rule, {})]).attribute(X, 1) for m in models]
+    assert relative_error(*found) <= 1e-12
 
 
 # a router ----------------------------------------------------------------------------------------
