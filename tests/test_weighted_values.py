@@ -205,3 +205,44 @@ def test_a_matrix_product_of_gates_is_no_gate() -> None:
         return (q.sigmoid() @ k.sigmoid().mT @ v.sigmoid()) * v
 
     assert rules_of(step)[-2] == "1/2 to each factor"
+
+
+SIGNALS: dict[str, Function] = {  # what a softmax gives is neither attention weights nor a gate
+    "a hidden layer": lambda z: z.softmax(-1),
+    "a memory": lambda z: z.softmax(-1) @ torch.arange(6.0).double().reshape(6, 1).expand(6, 3),
+    "an expectation": lambda z: (F.softmin(z, -1) * torch.arange(6.0).double()).cumsum(-1),
+    "mixed heads": lambda z: (z.softmax(-1) @ torch.ones(6, 5).double().tril()) @ z,
+}
+
+
+class Signal(nn.Module):
+    """A softmax between two layers."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6, bias=False), nn.LazyLinear(3, bias=False)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x))).mean(1)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_softmax_that_is_a_signal_is_listed_where_only_attention_has_a_rule(name) -> None:
+    model = Signal(SIGNALS[name]).double().eval()
+    model(X)
+    listed = [row.name for row in plan(model, X, attention="cp").fallbacks]
+    assert listed == ["softmin_0" if "expectation" in name else "softmax_0"]
+    with pytest.raises(FallbackError, match="neither attention weights nor a gate"):
+        LRP(model, presets.zero(), attention="cp", strict=True).attribute(X, TARGET)
+    assert plan(model, X).fallbacks == ()  # AttnLRP's rule for a softmax is its gradient
+
+
+@pytest.mark.parametrize("products", [batched, einsum, channels_first])
+def test_attention_weights_are_not(products) -> None:
+    model = Signal(lambda z: products(z, z.flip(1), z)).double().eval()
+    model(X)
+    assert plan(model, X, attention="cp").fallbacks == ()
+    explainer = LRP(model, presets.zero(), attention="cp", strict=True)
+    found, delta = explainer.attribute(X, TARGET, return_convergence_delta=True)
+    assert float(delta.abs().max()) <= 1e-9 * float(found.abs().sum())

@@ -166,6 +166,11 @@ def normalisation(
 def softmax(
     mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
 ) -> Any:
-    """Run a softmax, which hands relevance down by its gradient."""
+    """Run a softmax, which hands relevance down by its gradient.
+
+    CP-LRP holds attention weights constant; a softmax whose values are a signal has no rule there.
+    """
     operation.treatment = "softmax by its gradient"
+    if mode.rule_set.attention == "cp":
+        operation.fallback = "its values are neither attention weights nor a gate"
     return gates.marked(mode.mixing(operation, func, args, kwargs), Gate.SOFTMAX)
