@@ -12,6 +12,7 @@ Average pools have the weights 1/n, batch norm in eval mode the weights gamma / 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -139,6 +140,12 @@ class Pad:
         """Return ``x`` padded; constant padding is with zeros."""
         return F.pad(x, self.amounts, mode=self.mode)
 
+    def then(self, other: "Pad") -> "Pad | None":
+        """Return this padding and another after it as one; None where they are not one of zeros."""
+        amounts = tuple(map(sum, zip_longest(self.amounts, other.amounts, fillvalue=0)))
+        of_zeros = self.mode == other.mode == "constant"
+        return Pad(amounts) if of_zeros and min(self.amounts + other.amounts) >= 0 else None
+
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of a padded tensor."""
         added = [
@@ -165,6 +172,10 @@ class Convolution(Affine):
     transposed: bool = False
     output_padding: tuple[int, ...] = (0, 0, 0)
     pad: Pad | None = None
+
+    def can_pad(self, pad: Pad) -> bool:
+        """Return whether a padding before it can be part of it: not one that adds samples."""
+        return self.pad is None and not any(pad.amounts[2 * (self.dims + 1) :])
 
     def has_samples(self, x: Tensor) -> bool:
         """Return whether the first dimension of an input is that of the samples."""

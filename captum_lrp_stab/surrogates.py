@@ -285,6 +285,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     return (x1 * x2).sum(dim) / (norms[0] * norms[1])
 
 
+def constant_pad(input: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    """Return ``torch.constant_pad_nd`` of the arguments."""
+    return F.pad(input, list(pad), value=value)
+
+
 def convolution(
     input: Tensor,
     weight: Tensor,
@@ -335,6 +340,7 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.glu: gated_linear_unit,
     F.embedding: embedding,
     F.cosine_similarity: cosine_similarity,
+    torch.constant_pad_nd: constant_pad,
     torch.convolution: convolution,
     torch._convolution: convolution,
     torch.lerp: lerp,

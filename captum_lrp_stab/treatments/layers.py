@@ -31,7 +31,7 @@ class Padded:
     x: Tensor
     version: int  # of x
     pad: Pad
-    operation: Operation
+    operations: tuple[Operation, ...]
 
 
 _BATCH_NORM_ARGUMENTS = (
@@ -52,21 +52,26 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
     operands = operation.operands
     if not operands.has(x) or any(map(operands.has, others(args, kwargs))):
         return product(mode, operation, func, args, kwargs)
-    padded = marks.get(x, "padded")
-    if padded is not None and padded.x._version != padded.version:
-        padded = None
+    padded = _padded(x)
     rules = mode.rules_of(operation, func, x if padded is None else padded.x)
     if not rules:
         return mixing(mode, operation, func, args, kwargs)
     op = describe.of_call(func, args, kwargs)
     # what a padding adds has relevance under these rules, and is no part of the layer's input
     direct = not all(rule.proportional for rule in rules)
-    if padded is not None and direct and isinstance(op, Convolution) and op.pad is None:
+    if padded is not None and direct and isinstance(op, Convolution) and op.can_pad(padded.pad):
         x, op = padded.x, replace(op, pad=padded.pad)
-        operation.ordinals |= padded.operation.ordinals
-        padded.operation.is_absorbed = True
+        for absorbed in padded.operations:
+            operation.ordinals |= absorbed.ordinals
+            absorbed.is_absorbed = True
     kind = operands.inherited(func, args, kwargs)
     return gates.marked(served(mode, operation, op, rules, x, lambda: func(*args, **kwargs)), kind)
+
+
+def _padded(x: Tensor) -> Padded | None:
+    """Return what a tensor is a padding of, None if it is none, or that has been written over."""
+    padded: Padded | None = marks.get(x, "padded")
+    return None if padded is None or padded.x._version != padded.version else padded
 
 
 def served(
@@ -151,7 +156,12 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
     bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
     padding = bound.get("mode", "constant")
     if padding != "constant" or not bound.get("value"):
-        padded = Padded(x, x._version, Pad(tuple(bound["pad"]), padding), operation)
+        own, before = Pad(tuple(bound["pad"]), padding), _padded(x)
+        both = None if before is None else before.pad.then(own)
+        if before is None or both is None:
+            padded = Padded(x, x._version, own, (operation,))
+        else:
+            padded = replace(before, pad=both, operations=(*before.operations, operation))
         marks.put(out, "padded", mode.connected(padded))
     else:
         operation.treatment = "moved, beside a constant"
