@@ -19,7 +19,8 @@ from captum_lrp_stab.sites import Operation
 
 SCALING = frozenset(
     """
-    add batch_norm div divide mul multiply neg negative rmul rsub sub subtract true_divide truediv
+    add addcdiv addcmul batch_norm div divide lerp mul multiply neg negative rmul rsub sub subtract
+    true_divide truediv
     """.split()
 )
 """Operations that with constants scale and shift each value for itself."""

@@ -224,6 +224,15 @@ NORMALISATIONS: dict[str, Callable[[], nn.Module]] = {
         lambda x: torch.add(x * (1 / _column(STD)), -_column(MEAN) / _column(STD))
     ),
     "from the mean": lambda: Called(lambda x: -(_column(MEAN) - x) / _column(STD)),
+    "addcmul": lambda: Called(
+        lambda x: torch.addcmul(-_column(MEAN) / _column(STD), x, 1 / _column(STD))
+    ),
+    "addcdiv": lambda: Called(
+        lambda x: torch.addcdiv(-_column(MEAN) / _column(STD), x, _column(STD))
+    ),
+    "lerp": lambda: Called(
+        lambda x: torch.lerp(_column(MEAN), x, 1 / _column(STD)) - _column(MEAN)
+    ),
     "slices": lambda: Called(_of_slices),
     "parts": lambda: Called(_of_parts),
     "views": lambda: Called(_by_views),

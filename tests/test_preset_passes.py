@@ -8,8 +8,10 @@ import planted_networks
 import pytest
 import torch
 from layers import relative_error
+from live_tensors import Live
 from networks import Residual, TwoInputs, build, cnn
 from test_first_layers import (
+    FORMS,
     NORMALISATIONS,
     PRESETS,
     Called,
@@ -17,6 +19,7 @@ from test_first_layers import (
     Stems,
     firsts,
     picture,
+    relevance_in,
     small,
 )
 from test_functional import Functional
@@ -228,3 +231,24 @@ def test_segments_see_the_same_first_layers(preset) -> None:
     if not preset.first_types:
         with_norm = LRP(model, preset, checkpoint=["0"]).attribute(x, target=1)
         assert torch.allclose(with_norm, found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["operators", "in place", "views", "assignment", "batch norm"])
+def test_what_stands_beside_the_input_is_let_go_of(name) -> None:
+    model = nn.Sequential(NORMALISATIONS[name](), build(small, seed=2)).eval()
+    x, several = picture(2, 3, 8, 8), [presets.epsilon_plus_flat(), presets.epsilon_plus()]
+
+    def everything() -> None:
+        for preset in PRESETS:
+            LRP(model, preset).attribute(x, target=1)
+            LayerLRP(model, model[0], preset).attribute(x, target=1)
+            for form in FORMS[1:]:
+                relevance_in(form, model, x, preset)
+        LRP(model).attribute_many(x, targets=[0, 1], rules=several)
+
+    with Live() as live:
+        everything()
+        once = live.bytes
+        everything()
+        everything()
+        assert live.bytes == once
