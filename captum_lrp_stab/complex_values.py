@@ -33,7 +33,7 @@ def total(relevance: Tensor) -> Tensor:
 
 def real_dtype(t: Tensor) -> torch.dtype:
     """Return the dtype of a tensor's relevance: that of its parts, if it is complex."""
-    return t.dtype.to_real() if t.is_complex() else t.dtype
+    return t.real.dtype if t.is_complex() else t.dtype
 
 
 def convert(t: Tensor, dtype: torch.dtype) -> Tensor:
