@@ -120,7 +120,7 @@ class Site:
     activation: Tensor | None = None  # its values, where c is still that of the activation
     _op: Affine | None = None
     readers: int = 0  # operations that read the output
-    reads_input: bool = False  # whether x is an input of the model as it is, or only moved
+    reads_input: bool = False  # whether x is an input of the model, moved or normalised at most
     run: object = None  # the one of a module that it is part of
 
     @property
