@@ -362,8 +362,30 @@ class Contraction(Affine):
 
 
 @dataclass(frozen=True, eq=False)
+class Grouped(Affine):
+    """Products of groups of rows with a matrix each, as of tokens with that of their expert."""
+
+    sizes: tuple[int, ...]  # of the groups; the last one is of rows without a matrix
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the product of each row with the matrix of its group."""
+        return self._by_groups(x.expand(sum(self.sizes), -1), weight)
+
+    def vjp(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the product of each row of ``grad`` with the transposed matrix of its group."""
+        return self._by_groups(grad.to(weight.dtype), weight.mT).to(x.dtype)
+
+    def _by_groups(self, rows: Tensor, matrices: Tensor) -> Tensor:
+        *groups, rest = torch.split(rows, list(self.sizes))
+        products = [group @ matrix for group, matrix in zip(groups, matrices, strict=True)]
+        return torch.cat([*products, rest.new_zeros(len(rest), matrices.shape[-1])])
+
+
+@dataclass(frozen=True, eq=False)
 class Sum(Affine):
     """A weighted sum of several terms, stacked along dimension 0 of x and of the weights."""
+
+    reduces: bool = False  # the terms are elements of one tensor
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the weighted sum over dimension 0."""

@@ -9,13 +9,14 @@ and for the result, which name their dimensions.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_lrp_stab import operations
-from captum_lrp_stab.affine import Affine, Contraction, Dense
+from captum_lrp_stab.affine import Affine, Contraction, Dense, Grouped
 from captum_lrp_stab.operations import argument, canonical_name, tensors_in
 
 Dims = tuple[int, ...]
@@ -30,6 +31,7 @@ class Product(NamedTuple):
     summand: Tensor | None = None
     alpha: float = 1  # multiplies the product
     beta: float = 1  # multiplies the summand
+    ends: Dims | None = None  # of groups of rows of the first factor, with a matrix each
 
 
 def product_of(func: Callable[..., Any], args: Any, kwargs: Any) -> Product | None:
@@ -106,6 +108,8 @@ def _with_weights(func: Callable[..., Any], args: Any, kwargs: Any, known: Known
     others = [t for t, factor in zip(product.factors, is_factor, strict=True) if not factor]
     if sum(is_factor) != 1 or not all(map(known.is_weights, others)):
         return None
+    if product.ends is not None and not is_factor[0]:
+        return None  # each weight in one of several matrices
     return None if {*product.dims[is_factor.index(True)]} <= {*product.result} else product
 
 
@@ -117,6 +121,10 @@ def of_call(
     assert product is not None  # is_layer has been asked
     index = [is_data(t) for t in product.factors].index(True)
     x, dims = product.factors[index], product.dims[index]
+    if product.ends is not None:
+        ends = (0, *product.ends, len(x))
+        sizes = tuple(end - start for start, end in pairwise(ends))
+        return Grouped(product.factors[1].detach(), None, sizes), x
     others = [i for i in range(len(product.factors)) if i != index]
     weight, own = _together(product, others, {*dims, *product.result})
     weight = weight if product.alpha == 1 else weight * product.alpha
@@ -262,6 +270,16 @@ def _tensordot(args: Any, kwargs: Any) -> Product:
     return Product((a, b), (tuple(dims[0]), tuple(dims[1])), tuple(result))
 
 
+def _grouped(args: Any, kwargs: Any) -> Product:
+    a, b = argument(args, kwargs, 0, "mat_a"), argument(args, kwargs, 1, "mat_b")
+    ends = argument(args, kwargs, 2, "offs")
+    if kwargs.get("bias") is not None or b.dim() != 3 or (a.dim() == 2) != (ends is not None):
+        raise ValueError
+    if ends is None:
+        return Product((a, b), *_matrices(3, 3))
+    return Product((a, b), ((0, 1), (2, 1, 3)), (0, 3), ends=tuple(ends.tolist()))
+
+
 def _bilinear(args: Any, kwargs: Any) -> Product:
     names = ("input1", "input2", "weight", "bias")
     a, b, weight, bias = (argument(args, kwargs, i, name) for i, name in enumerate(names))
@@ -287,6 +305,7 @@ _READERS: dict[str, Callable[[Any, Any], Product]] = {
     "chain_matmul": _chain,
     "dot": _matmul,
     "einsum": _einsum,
+    "grouped_mm": _grouped,
     "inner": _inner,
     "matmul": _matmul,
     "mm": _matmul,

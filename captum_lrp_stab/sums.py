@@ -44,6 +44,7 @@ class Terms(NamedTuple):
     x: Tensor  # stacked along dimension 0
     weight: Tensor  # broadcasts against x
     source: Tensor  # what they are copies of
+    reduces: bool = False  # they are elements of one tensor
 
 
 Bias = Tensor | float | None
@@ -115,7 +116,7 @@ def scaled(op: Sum, x: Tensor, by: Terms) -> tuple[Terms, Bias]:
     ones = (1,) * (by.x.dim() - x.dim())
     rows = x.reshape(len(x), *ones, *x.shape[1:])
     weight = op.weight.reshape(len(x), *ones, *op.weight.shape[1:]) * by.weight
-    return Terms(rows, weight, x), None if op.bias is None else op.bias * by.weight[0]
+    return Terms(rows, weight, x, op.reduces), None if op.bias is None else op.bias * by.weight[0]
 
 
 def affine(terms: Sequence[Terms], bias: Bias) -> tuple[Sum, Tensor]:
@@ -127,7 +128,7 @@ def affine(terms: Sequence[Terms], bias: Bias) -> tuple[Sum, Tensor]:
     weight = torch.cat([w.to(dtype=x.dtype, device=x.device) for w in weights])
     if bias is not None:
         bias = torch.as_tensor(bias, dtype=x.dtype, device=x.device)
-    return Sum(weight, bias), x
+    return Sum(weight, bias, any(t.reduces for t in terms)), x
 
 
 def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
@@ -154,4 +155,4 @@ def _reduced(name: str, args: Any, kwargs: Any) -> Terms:
     shape = [x.shape[d] if d in rest else 1 for d in range(x.dim()) if kept or d in rest]
     rows = x.permute(*dims, *rest).reshape(-1, *shape)
     weight = torch.ones((), dtype=x.dtype, device=x.device) / (len(rows) if name == "mean" else 1)
-    return Terms(rows, _row(weight, shape), x)
+    return Terms(rows, _row(weight, shape), x, reduces=True)

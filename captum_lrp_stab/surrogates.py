@@ -273,6 +273,12 @@ def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
     return input + weight * (end - input)
 
 
+def convolution_over_time(input: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    """Return ``torch.conv_tbc`` of the arguments: a convolution of (time, batch, channels)."""
+    z = torch.conv1d(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad)
+    return z.permute(2, 0, 1)
+
+
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
     """Return ``torch.addcdiv`` of the arguments."""
     return input + value * tensor1 / tensor2
@@ -343,6 +349,7 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.constant_pad_nd: constant_pad,
     torch.convolution: convolution,
     torch._convolution: convolution,
+    torch.conv_tbc: convolution_over_time,
     torch.lerp: lerp,
     Tensor.lerp: lerp,
     torch.addcdiv: addcdiv,

@@ -1,7 +1,8 @@
 """Which constants of a pass are weights: a model's parameters, and what is made of them alone.
 
 A product of values with weights is a layer. A product with another constant, such as an adjacency
-matrix or a mask that the caller gives, only mixes values.
+matrix or a mask that the caller gives, only mixes values. What is picked of parameters is weights
+whatever picks it: the matrices of the experts that a router has chosen.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_lrp_stab import marks
-from captum_lrp_stab.operations import canonical_name, tensors_in
+from captum_lrp_stab.operations import MOVING, canonical_name, tensors_in
 
 
 class Weights:
@@ -32,8 +33,11 @@ class Weights:
 
         To be asked before it runs: it may write over its arguments.
         """
-        origins = {self._origin(t) for t in tensors_in(args, kwargs)}
         name = canonical_name(func)
+        tensors = tensors_in(args, kwargs)
+        if name in MOVING or name == "embedding":  # of these, whatever indices say which
+            tensors = list(filter(_has_digits, tensors)) or tensors
+        origins = set(map(self._origin, tensors))
         reads = not name.startswith("new_") and not name.endswith("_like")  # more than a shape
         return None if None in origins else reads and True in origins
 
@@ -51,3 +55,7 @@ class Weights:
             return False
         known: bool | None = marks.get(t, "weights")
         return known
+
+
+def _has_digits(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()

@@ -10,8 +10,8 @@ from layers import RULES, STABILIZERS, relative_error
 from networks import build
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, LayerFilter, plan, types
-from captum_lrp_stab.affine import Affine, Dense
+from captum_lrp_stab import LRP, LayerFilter, plan, presets, types
+from captum_lrp_stab.affine import Affine, Dense, Grouped
 from captum_lrp_stab.contractions import apart, is_layer, of_call
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -189,6 +189,11 @@ PAIRS: dict[
         lambda x, w, b: torch.stack([F.linear(x[:, i], w[i].T, b[i, 0]) for i in range(4)], 1),
         ((4, 6, 6), (4, 1, 6)),
     ),
+    "a convolution over time": (
+        lambda x, w, b: torch.conv_tbc(x.transpose(0, 1), w.permute(2, 1, 0), b, 1).transpose(0, 1),
+        lambda x, w, b: F.conv1d(x.mT, w, b, padding=1).mT,
+        ((6, 6, 3), (6,)),
+    ),
     "a convolution and its bias": (
         lambda x, w, b: F.conv1d(x, w, padding=1) + b.view(1, -1, 1),
         lambda x, w, b: F.conv1d(x, w, b, padding=1),
@@ -219,6 +224,83 @@ def model_rules(model: nn.Module, rule: Any) -> list[Any]:
     names = LayerFilter(model, types.Linear, INPUT)(lambda n: True)
     names = [name for name in names if name not in ("before", "after")]
     return [(names, type(rule), rule.parameters())]
+
+
+class Experts(nn.Module):
+    """Each sample is for the expert that a router chooses."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.router = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.w, self.b = nn.Parameter(torch.randn(3, 8, 4)), nn.Parameter(torch.randn(3, 4))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        ids = self.router(x).argmax(-1)
+        return getattr(self, self.way)(x, ids)
+
+    def picked(self, x: Tensor, ids: Tensor) -> Tensor:
+        return torch.einsum("ni,nio->no", x, self.w[ids]) + self.b[ids]
+
+    def batched(self, x: Tensor, ids: Tensor) -> Tensor:
+        return torch.baddbmm(self.b[ids][:, None], x[:, None], self.w[ids])[:, 0]
+
+    def looped(self, x: Tensor, ids: Tensor) -> Tensor:
+        z = x.new_zeros(len(x), 4)
+        for expert in range(3):
+            at = ids == expert
+            z[at] = F.linear(x[at], self.w[expert].T, self.b[expert])
+        return z
+
+    def grouped(self, x: Tensor, ids: Tensor) -> Tensor:
+        order = ids.argsort()
+        ends = torch.bincount(ids, minlength=3).cumsum(0).int()
+        z = F.grouped_mm(x[order].float(), self.w.float(), offs=ends)
+        return z[order.argsort()].to(x.dtype)
+
+    def looped_without_bias(self, x: Tensor, ids: Tensor) -> Tensor:
+        z = x.new_zeros(len(x), 4)
+        for expert in range(3):
+            z[ids == expert] = x[ids == expert] @ self.w[expert]
+        return z
+
+
+SAMPLES = torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("preset", [presets.epsilon(0.1), presets.epsilon_plus_flat(0.1)])
+@pytest.mark.parametrize(
+    ("way", "other", "tolerance"),
+    [
+        ("picked", "looped", 1e-12),
+        ("batched", "looped", 1e-12),
+        pytest.param(
+            *("grouped", "looped_without_bias", 1e-5),
+            marks=pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="since PyTorch 2.10"),
+        ),
+    ],
+)
+def test_experts_that_a_router_picks_are_layers(way, other, tolerance, preset) -> None:
+    one, two = build(lambda: Experts(way)), build(lambda: Experts(other))
+    torch.testing.assert_close(one(SAMPLES), two(SAMPLES), rtol=tolerance, atol=tolerance)
+    found, expected = (LRP(m, preset).attribute(SAMPLES, target=1) for m in (one, two))
+    assert relative_error(found, expected) <= tolerance
+    zero = LRP(one, presets.zero()).attribute(SAMPLES, target=1)
+    assert relative_error(found, zero) > 1e-2
+
+
+def test_a_grouped_product_under_every_rule() -> None:
+    """As a map, against its matrix."""
+    op = Grouped(data(2, 3, 4), None, (2, 3, 1))
+    x, c = data(6, 3), data(6, 4)
+    matrices = [op.weight[0]] * 2 + [op.weight[1]] * 3 + [torch.zeros(3, 4).double()]
+    torch.testing.assert_close(
+        op.apply(x, op.weight, None),
+        torch.stack([row @ w for row, w in zip(x, matrices, strict=True)]),
+    )
+    torch.testing.assert_close(op.vjp(c, x, op.weight), Affine.vjp(op, c, x, op.weight))
+    assert op.apply(torch.ones(1, 3).double(), op.weight, None).shape == (6, 4)
 
 
 @pytest.mark.parametrize(

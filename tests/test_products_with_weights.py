@@ -168,6 +168,19 @@ def test_a_subclass_of_linear_with_a_forward_of_its_own(preset) -> None:
     assert [row.name for row in plan(spelled, X, preset).layers] == ["0", "2", "4"]
 
 
+@pytest.mark.parametrize("name", ["@", "in place", "left", "addmm"])
+def test_in_a_segment_and_in_several_passes(name: str) -> None:
+    spelled, _ = pair(SPELLINGS[name])
+    preset = presets.epsilon_alpha2_beta1()
+    expected = LRP(spelled, preset).attribute(X, target=1)
+    segmented = LRP(spelled, preset, checkpoint=["0", "2"])
+    assert relative_error(segmented.attribute(X, target=1), expected) <= 1e-12
+    rules = [preset, presets.epsilon(0.3)]
+    ((first, second),) = LRP(spelled).attribute_many(X, [1], rules=rules)
+    assert relative_error(first, expected) <= 1e-12
+    assert relative_error(second, LRP(spelled, rules[1]).attribute(X, target=1)) <= 1e-12
+
+
 # names -------------------------------------------------------------------------------------------
 
 
@@ -215,8 +228,7 @@ def test_names_filters_and_layers() -> None:
 NOT_WEIGHTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "argument": lambda m, x, a: x @ a,
     "made with an argument": lambda m, x, a: x @ (m.w * a),
-    "looked up by an argument": lambda m, x, a: x @ m.w[a[0].long()].mT,
-    "embedding of an argument": lambda m, x, a: x @ F.embedding(a[0].long(), m.w).mT,
+    "times an argument's numbers": lambda m, x, a: x @ (m.w * a[0].long()),
     "detached": lambda m, x, a: x @ (x.detach().mT @ x.detach() * m.w),
     "made of a comparison": lambda m, x, a: x @ ((x > 0).double().mean(0)[:, None] * m.w),
     "written to": lambda m, x, a: x @ torch.zeros_like(m.w).add_(a),
@@ -251,6 +263,10 @@ def test_a_constant_that_is_not_made_of_parameters_mixes(name: str) -> None:
 WEIGHTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "masked by a buffer": lambda m, x, a: x @ (m.w * m.buffer.gt(0)),
     "indexed by a buffer": lambda m, x, a: x @ m.w[m.buffer[0].gt(0).long()].mT,
+    "picked by an argument": lambda m, x, a: x @ m.w[a[0].long()].mT,
+    "picked by the input": lambda m, x, a: x @ m.w[x.abs().argmax(1)].mT,
+    "embedding of an argument": lambda m, x, a: x @ F.embedding(a[0].long(), m.w).mT,
+    "masked by the input": lambda m, x, a: x @ m.w.masked_fill(x[:1] > 0, 0.0),
     "of a new constant": lambda m, x, a: x @ (torch.eye(6).to(m.w) - m.w),
     "detached": lambda m, x, a: x @ m.w.detach(),
     "data": lambda m, x, a: x @ m.w.data,

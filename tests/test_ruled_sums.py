@@ -230,6 +230,16 @@ def test_a_functional_sum_by_its_name_is_the_module(name: str) -> None:
     assert [r for n, r in rows.items() if n.endswith("_0") and n != f"{name}_0"].count("LRP-0") >= 2
 
 
+def test_a_mean_that_is_subtracted_is_a_sum_of_its_own() -> None:
+    """Not each of its terms for each element, which would be the square of them."""
+    centred = Summing(lambda y: y - y.mean(-1, keepdim=True))
+    model = nn.Sequential(nn.Flatten(), centred).double()
+    x = torch.randn(1, 6000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    relevance = LRP(model, [(["1"], EpsilonRule, {})]).attribute(x, target=5)
+    zero = LRP(model).attribute(x, target=5)
+    assert relative_error(relevance, zero) <= 1e-4
+
+
 def test_several_rules_in_one_pass() -> None:
     model = build(Named)
     maps = [[(["add_0"], EpsilonRule, {"epsilon": e})] for e in (0.1, 0.5)] + [[]]

@@ -47,6 +47,7 @@ def shift(mode: Interception, operation: Operation, func: Function, args: Any, k
     operation.layer, operation.owner = site.operation.layer, site.operation.owner
     operation.ordinals |= site.operation.ordinals
     one = mode.site(operation, replace(site.affine, bias=bias), site.rules, site.x)
+    site.z = None  # another reader of the layer without its bias is rare
     out = mode.on_merge(one, lambda: plain(*args, **kwargs))
     return out if target is None else written_over(target, out)
 

@@ -54,9 +54,11 @@ def _flattened(
     ``x + y + z`` is one sum of three terms for the rule of the module.
     """
     flat: list[Terms] = []
+    size = max(term.x[0].numel() for term in terms)
     for term in terms:
         inner = current_site(term.source)
-        if inner is None or not _is_part(mode, operation, term, inner):
+        grows = term.x[0].numel() < size
+        if inner is None or not _is_part(mode, operation, term, inner, grows):
             flat.append(term)
             continue
         assert isinstance(inner.affine, Sum)
@@ -69,8 +71,12 @@ def _flattened(
     return flat, bias
 
 
-def _is_part(mode: Interception, operation: Operation, term: Terms, inner: Site) -> bool:
+def _is_part(
+    mode: Interception, operation: Operation, term: Terms, inner: Site, grows: bool
+) -> bool:
     """Return whether an operand is a sum of the same run of a module, and has its rule."""
+    if not isinstance(inner.affine, Sum) or (inner.affine.reduces and grows):
+        return False  # a mean that is broadcast would be all its terms for each element
     one = inner.run is mode.places.run and inner.operation.name == operation.name
     alike = mode.carries_relevance(inner.x) == mode.reads_relevance(operation)
-    return one and alike and isinstance(inner.affine, Sum) and len(term.x) == 1
+    return one and alike and len(term.x) == 1
