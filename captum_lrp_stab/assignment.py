@@ -6,7 +6,8 @@ if it neither weighs nor adds anything, what it joins. What a module runs is kno
 run, so that a pass in which a rule served sums before the module's first layer is run again.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from captum_lrp_stab import contractions, describe, operations, owners, sums
 from captum_lrp_stab.affine import Affine, Dense
 from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.contractions import Known
-from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.errors import RuleError, RuleMapWarning
 from captum_lrp_stab.owners import Owners
 from captum_lrp_stab.places import Places
 from captum_lrp_stab.rule_set import Layer, Layers, Positions, RuleSet
@@ -153,11 +154,15 @@ class Assignment:
         self._uses, self._positions = [], Positions()
         self.served.clear()
 
-    def refuse_unserved(self, ran: Sequence[Operation]) -> None:
+    def refuse_unserved(self, ran: Sequence[Operation], used: Container[int]) -> None:
         """Raise RuleError if a rule met no operation it serves.
 
         Args:
             ran: The operations of the pass.
+            used: Parameters of which it has made others, by their identity.
+
+        Warns:
+            RuleMapWarning: The pass ran not the layer, but what it has made of its weights.
         """
         for name in sorted(self.named.keys() - self.served):
             rule, module = self.named[name], self._places.modules.get(name)
@@ -176,12 +181,26 @@ class Assignment:
                 )
             passing = isinstance(module, types.Activation + types.Dropout)  # served as they are
             if name not in self._places.entered or passing:
+                if self._is_used_in_part(name, used):
+                    message = (
+                        f"{type(rule).__name__} on layer '{name}' has no effect: the model does "
+                        "not run the layer, but makes other weights of its own; name what reads "
+                        "those, as captum_lrp_stab.plan lists it, or give LRP a preset"
+                    )
+                    warnings.warn(message, RuleMapWarning, stacklevel=2)
                 continue
             raise RuleError(
                 f"{type(rule).__name__} on layer '{name}' ({type(module).__name__}): the layer ran "
                 "no linear operation, average pool, batch norm or sum of its own that the rule "
                 f"could serve; {self._rule_sets[0].remedy}"
             )
+
+    def _is_used_in_part(self, name: str, used: Container[int]) -> bool:
+        """Return whether a layer that the pass has not run has parameters that it used."""
+        modules, entered = self._places.modules, self._places.entered
+        own = {id(t) for t in modules[name].parameters(recurse=False) if id(t) in used}
+        elsewhere = (modules[other].parameters(recurse=False) for other in entered if own)
+        return bool(own - {id(t) for parameters in elsewhere for t in parameters})
 
 
 def _each(rules: Sequence[Rule | None]) -> Rules:

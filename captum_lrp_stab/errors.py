@@ -112,7 +112,7 @@ class OutputWarning(FallbackWarning):
 
 
 class RuleMapWarning(LRPWarning):
-    """A name_map can say of a model only in part what a preset does in a pass."""
+    """A name_map says only in part what a preset does in a pass, or a rule in it has no effect."""
 
 
 class NonFiniteRelevanceWarning(LRPWarning):

@@ -225,6 +225,10 @@ class Interception(TorchFunctionMode, Carrying):
         self.operations.append(operation)
         self._count += 1
 
+    def refuse_unserved(self) -> None:
+        """Raise RuleError if a rule met no operation of the pass that it serves."""
+        self.assignment.refuse_unserved(self.operations, self._weights.used)
+
     def restart(self) -> None:
         """Forget a pass, but what the rules of modules serve, before another one."""
         Interception.release(self)

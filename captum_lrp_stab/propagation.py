@@ -325,7 +325,7 @@ def _forward(
         del output
         mode.restart()
         output = _followed(mode, model, inputs, extra, probes, observer)
-    mode.assignment.refuse_unserved(mode.operations)
+    mode.refuse_unserved()
     mode.settle(output, whole)
     return output
 

@@ -23,6 +23,7 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = {id(t): t for t in model.buffers()}
+        self.used: set[int] = set()  # parameters of which others are made, by their identity
 
     def has(self, t: Tensor) -> bool:
         """Return whether a constant is a parameter, or made of parameters."""
@@ -35,6 +36,7 @@ class Weights:
         """
         name = canonical_name(func)
         tensors = tensors_in(args, kwargs)
+        self.used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
         if name in MOVING or name == "embedding":  # of these, whatever indices say which
             tensors = list(filter(_has_digits, tensors)) or tensors
         origins = set(map(self._origin, tensors))

@@ -10,7 +10,7 @@ from networks import build
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, EpsilonRule, GammaRule, LayerLRP, plan, presets
-from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.errors import ModelError, RuleMapWarning
 
 X = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 RULE = (GammaRule, {"gamma": 0.5, "stabilizer": 0.1})
@@ -188,3 +188,41 @@ def test_weights_that_two_layers_share() -> None:
     assert rows == {"b": "EpsilonRule", "linear_0": "GammaRule"}
     last = LayerLRP(model, ["a", "linear_0"], rules).attribute(X, target=1)
     assert torch.equal(*last)
+
+
+PARTS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
+    "halves": lambda layer, x: torch.cat([F.linear(x, w) for w in layer.weight.chunk(2)], -1),
+    "scaled": lambda layer, x: F.linear(x, layer.weight * 0.5),
+    "standardised": lambda layer, x: x @ F.normalize(layer.weight, dim=1).mT,
+}
+
+
+class InPart(nn.Module):
+    """A layer that is not run, but of whose weights others are made; and one that is left alone."""
+
+    def __init__(self, use: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.head, self.unused = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 8)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(self.layer, x).relu().mean(1))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_rule_that_has_no_effect_is_told(name: str, trained: bool) -> None:
+    model = build(lambda: InPart(PARTS[name])).requires_grad_(trained)
+    with pytest.warns(RuleMapWarning, match="'layer' has no effect: the model does not run"):
+        found = LRP(model, [(["layer"], *RULE)]).attribute(X, 1)
+    assert torch.equal(found, LRP(model, []).attribute(X, 1))
+    rows = [row.name for row in plan(model, X, presets.epsilon(0.1)).layers if row.name != "head"]
+    assert rows  # what reads them, which takes the rule
+    assert relative_error(LRP(model, [(rows, *RULE)]).attribute(X, 1), found) > 1e-3
+
+
+def test_layers_that_take_no_part_are_not_told_of() -> None:
+    """Nor is one whose weights are another's, such as an output tied to an embedding."""
+    model = build(lambda: InPart(lambda layer, x: layer(x)))
+    model.unused.weight = model.layer.weight
+    LRP(model, [(["unused", "layer"], *RULE)]).attribute(X, 1)
