@@ -169,7 +169,7 @@ def test_a_warped_grid_is_listed_and_a_fixed_one_is_not() -> None:
     )
     assert not plan(fixed, IMAGES).fallbacks
     assert [row.fallback for row in plan(warped, IMAGES).fallbacks] == [
-        "a grid that depends on the input"
+        "it is not linear in an argument that depends on the input"
     ]
 
 
