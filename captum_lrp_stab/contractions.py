@@ -66,22 +66,26 @@ def is_layer(func: Callable[..., Any], args: Any, kwargs: Any, known: Known) -> 
 def apart(
     func: Callable[..., Any], args: Any, kwargs: Any, known: Known
 ) -> Callable[..., Tensor] | None:
-    """Return a layer and the sum with what it is added to as two operations.
+    """Return a layer and what else a call does in operations of their own.
 
-    None where a call is not both: ``torch.addmm(x, y, w)`` with data ``x`` and ``y`` is.
+    None where a call is no layer, or nothing else. ``torch.addmm(x, y, w)`` with data ``x`` and
+    ``y`` is a layer and a sum, and ``z.addmm_(y, w)`` writes as well.
     """
-    plain = _WITHOUT_SUMMAND.get(canonical_name(func))
-    product = None if plain is None else _with_weights(func, args, kwargs, known)
-    if plain is None or product is None or product.summand is None:
+    plain = operations.out_of_place(func)
+    product = _with_weights(plain, args, kwargs, known)
+    if product is None or product.summand is None:
         return None
+    if plain is not func:
+        return lambda target, *args, **kwargs: target.copy_(plain(target, *args, **kwargs))
     if not product.beta or not known.depends_on_input(product.summand):
         return None
 
     def separate(*args: Any, **kwargs: Any) -> Tensor:
         parts = product_of(func, args, kwargs)
         assert parts is not None and parts.summand is not None
+        multiply = _WITHOUT_SUMMAND[canonical_name(func)]
         summand = parts.summand if parts.beta == 1 else parts.beta * parts.summand
-        return torch.add(summand, plain(*parts.factors), alpha=parts.alpha)
+        return torch.add(summand, multiply(*parts.factors), alpha=parts.alpha)
 
     return separate
 

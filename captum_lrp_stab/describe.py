@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.affine import Affine, AveragePool, Convolution, Dense, Pad, Scale
+from captum_lrp_stab.affine import Affine, AveragePool, Contraction, Convolution, Dense, Pad, Scale
 
 Size = int | Sequence[int]
 
@@ -27,7 +27,11 @@ def _tuple(value: Size, dims: int) -> tuple[int, ...]:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Affine:
-    return Dense(weight.detach(), None if bias is None else bias.detach())
+    bias = None if bias is None else bias.detach()
+    if weight.dim() == 1:  # of one output, which has no dimension
+        batch = tuple(range(1, input.dim()))
+        return Contraction(weight.detach(), bias, (*batch, 0), (0,), batch)
+    return Dense(weight.detach(), bias)
 
 
 def _convolution(dims: int) -> Callable[..., Convolution]:

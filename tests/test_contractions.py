@@ -189,6 +189,21 @@ PAIRS: dict[
         lambda x, w, b: torch.stack([F.linear(x[:, i], w[i].T, b[i, 0]) for i in range(4)], 1),
         ((4, 6, 6), (4, 1, 6)),
     ),
+    "one output": (
+        lambda x, w, b: F.linear(x, w, b)[..., None].expand(-1, -1, 6),
+        lambda x, w, b: F.linear(x, w[None], b[None]).expand(-1, -1, 6),
+        ((6,), ()),
+    ),
+    "written over a buffer": (
+        lambda x, w, b: x.new_zeros(8, 6).addmm_(x.flatten(0, 1), w.T).view(2, 4, 6) + 0 * b,
+        lambda x, w, b: F.linear(x, w),
+        ((6, 6), (6,)),
+    ),
+    "written over data": (
+        lambda x, w, b: (x * 1).flatten(0, 1).addmm_(x.flatten(0, 1), w.T, alpha=2).view(2, 4, 6),
+        lambda x, w, b: x + 2 * F.linear(x, w),
+        ((6, 6), (6,)),
+    ),
     "a convolution over time": (
         lambda x, w, b: torch.conv_tbc(x.transpose(0, 1), w.permute(2, 1, 0), b, 1).transpose(0, 1),
         lambda x, w, b: F.conv1d(x.mT, w, b, padding=1).mT,

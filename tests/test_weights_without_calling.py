@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from layers import relative_error
 from networks import build
 from torch import Tensor, nn
+from torchvision.models import swin_transformer
 
 from captum_lrp_stab import LRP, EpsilonRule, GammaRule, LayerLRP, plan, presets
 from captum_lrp_stab.errors import ModelError, RuleMapWarning
@@ -226,3 +227,18 @@ def test_layers_that_take_no_part_are_not_told_of() -> None:
     model = build(lambda: InPart(lambda layer, x: layer(x)))
     model.unused.weight = model.layer.weight
     LRP(model, [(["unused", "layer"], *RULE)]).attribute(X, 1)
+
+
+def test_attention_of_swin_uses_two_layers_without_calling_them() -> None:
+    """Torchvision's attention is a function of their weights: a rule in a name_map counts."""
+    sizes = [4, 4], 16, [2, 2], [2, 4], [4, 4]
+    model = build(lambda: swin_transformer.SwinTransformer(*sizes, num_classes=3))
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    names = [f"features.1.0.attn.{layer}" for layer in ("qkv", "proj")]
+    for R in LayerLRP(model, names, presets.zero()).attribute(x, target=1):
+        assert R.abs().max() > 0
+    composite = presets.epsilon_plus(0.3)
+    expected = LRP(model, composite).attribute(x, target=1)
+    named = composite(model)
+    assert set(names) <= {name for entry, *_ in named for name in entry}
+    assert relative_error(LRP(model, named).attribute(x, target=1), expected) <= 1e-12
