@@ -148,7 +148,7 @@ class Probes:
         if probe is None and (name, False) not in self._by_place:
             return args, kwargs
         given = tensors_in(args, kwargs)
-        tensors = [t for t in given if made(t)]
+        tensors = list({id(t): t for t in given if made(t)}.values())  # one that is given twice
         copies: dict[int, Tensor] = {}
         if probe is not None:
             constants = self._constants(probe, given)

@@ -25,7 +25,7 @@ from test_first_layers import (
 from test_functional import Functional
 from test_mixed_form import padded
 from torch import Tensor, nn
-from torchvision_models import NAMES, make
+from torchvision_models import REPRESENTATIVE, make
 
 from captum_lrp_stab import LRP, LayerLRP, plan, presets
 from captum_lrp_stab.errors import RuleMapWarning
@@ -89,7 +89,7 @@ def test_pass_name_map_and_plan_are_one(name, preset) -> None:
 
 
 FEW = ("googlenet", "mobilenet_v3_small", "swin_t", "vit_b_32")
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in FEW]
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in REPRESENTATIVE if n not in FEW]
 
 
 @pytest.mark.filterwarnings("ignore:ZBoxRule.* outside the box")

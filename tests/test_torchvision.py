@@ -1,31 +1,8 @@
 """Every torchvision classifier, as it is: no fallback, exact where there is an oracle."""
 
 import pytest
-from torchvision_models import NAMES, OF_RELU_ONLY, check
+from torchvision_models import NAMES, OF_RELU_ONLY, REPRESENTATIVE, check
 
-REPRESENTATIVE = (
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "swin_t",
-    "swin_v2_t",
-    "vgg11_bn",
-    "vit_b_32",
-)
 SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in REPRESENTATIVE]
 
 

@@ -15,6 +15,30 @@ from torch import Tensor, nn
 from captum_lrp_stab import LRP, plan, presets
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
+REPRESENTATIVE = (
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11_bn",
+    "vit_b_32",
+)
+"""Networks of each family that are not large."""
 OF_RELU_ONLY = tuple(
     """
     alexnet vgg squeezenet resnet resnext wide_resnet densenet googlenet inception_v3 mnasnet
