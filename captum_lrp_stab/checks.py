@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab import backward_hooks, operations
@@ -66,6 +67,11 @@ def check_model(model: nn.Module) -> None:
     training = []
     for name, module in modules:
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if is_lazy(tensor):
+                raise ModelError(
+                    f"{_place(name, module)} is a lazy module, which has no weights before it has "
+                    "run; call the model once, with inputs of the shape that it is to have"
+                )
             if tensor is not None and (tensor.layout != torch.strided or tensor.is_nested):
                 kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
                 place = f"{name}.{key}".removeprefix(".")

@@ -12,6 +12,7 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from captum.attr._utils.attribution import GradientAttribution
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from captum_lrp_stab import checks, derived, segments
 from captum_lrp_stab import fallbacks as plain_gradients
@@ -81,7 +82,8 @@ class Explainer:
         self._warned: set[str] = set()  # fallbacks that have been warned of
         self.optimize = optimize
         if cache_bytes is None:
-            size = sum(p.numel() * p.element_size() for p in model.parameters())
+            known = (p for p in model.parameters() if not is_lazy(p))
+            size = sum(p.numel() * p.element_size() for p in known)
             cache_bytes = int(derived.DEFAULT_SHARE * size)
         self.checkpoint = segments.check_names(model, checkpoint)
         self._store = derived.Derived(cache_bytes)

@@ -221,7 +221,7 @@ def test_layers_of_layer_lrp() -> None:
         with pytest.raises(ModelError, match=r"layer Linear\(.*\) is no module of Sequential"):
             LayerLRP(model, layer)
     model[0].unused = foreign
-    with pytest.raises(ModelError, match=r"layer '0\.unused' takes no part in the score: .*check"):
+    with pytest.raises(ModelError, match=r"layer '0\.unused' takes no part .* does not run it"):
         LayerLRP(model, foreign).attribute(X, target=0)
 
 
@@ -301,3 +301,13 @@ def test_overflow_in_the_forward_pass_is_reported() -> None:
 def test_nonfinite_takes_three_values() -> None:
     with pytest.raises(ValueError, match="nonfinite is 'no'; give 'warn', 'raise' or 'ignore'"):
         LRP(net(), nonfinite="no")
+
+
+def test_a_lazy_module_must_have_run() -> None:
+    model = nn.Sequential(nn.LazyConv2d(2, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)).eval()
+    x = torch.rand(1, 3, 5, 5)
+    for explain in (LRP(model).attribute, lambda x, target: plan(model, x)):
+        with pytest.raises(ModelError, match=r"'0' \(LazyConv2d\).* call the model once"):
+            explain(x, target=0)
+    model(x)
+    assert LRP(model).attribute(x, target=0).shape == x.shape
