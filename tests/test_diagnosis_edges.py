@@ -154,5 +154,5 @@ def test_an_error_of_captums_own_is_one_of_ours() -> None:
 
     x = torch.ones(1, 1, 4, 4)
     assert diagnose(model, x, 0, [(["0.1"], ZeroRule, {})], form="stock").layers
-    with pytest.raises(LRPError, match="'inner' .* contains a module of its own"):
+    with pytest.raises(LRPError, match=r"'inner' .* contains a module of its own"):
         diagnose(Odd(), x, 0, [(["inner"], ZeroRule, {})], form="stock")
