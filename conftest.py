@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision.models import WeightsEnum
 
-from captum_lrp_stab import blocks
+from captum_lrp_stab.tensors import blocks
 from docs import setting
 
 collect_ignore = [] if find_spec("quantus") else ["docs/howto/quantus.md"]

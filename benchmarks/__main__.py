@@ -12,8 +12,8 @@ from benchmarks import drawing, report
 from benchmarks.reading import read
 from benchmarks.running import run
 from benchmarks.settings import DEVICES, DTYPES, Settings
-from captum_lrp_stab.document import Picture
 from captum_lrp_stab.errors import LRPError
+from captum_lrp_stab.reporting.document import Picture
 
 _DEFAULT = Settings()
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.contenders import GRADIENT
 from benchmarks.correctness import DIFFERENT, OK, WRONG
 from benchmarks.records import Results, Row
-from captum_lrp_stab.panels import PALETTE
+from captum_lrp_stab.images.style import PALETTE
 
 _LIBRARIES = ("ours", "captum", "zennit", "autolrp")
 _COLOURS = dict(zip(_LIBRARIES, PALETTE, strict=False))

@@ -8,7 +8,7 @@ from benchmarks.correctness import NOT_INSTALLED, OK
 from benchmarks.many import Many
 from benchmarks.records import Results, Row
 from benchmarks.targets import MET, MISSED, Outcome, outcomes
-from captum_lrp_stab.document import (
+from captum_lrp_stab.reporting.document import (
     Block,
     Document,
     Facts,
@@ -19,7 +19,7 @@ from captum_lrp_stab.document import (
     Table,
     to_markdown,
 )
-from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
+from captum_lrp_stab.reporting.tables import number, to_json, to_text, without_nonfinite
 
 HEADER = (
     *("model", "method", "batch", "time", "quartiles", "ms", "memory", "resident"),

@@ -3,21 +3,22 @@
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from captum._utils.common import _format_additional_forward_args
 from captum.attr._utils.attribution import GradientAttribution
+from captum.log import log_usage
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from captum_lrp_stab import checks, derived, segments
-from captum_lrp_stab import fallbacks as plain_gradients
-from captum_lrp_stab.batching import Batch, Piece, Run, in_pieces
-from captum_lrp_stab.diagnosis import nonfinite as diagnosing
+from captum_lrp_stab.assignment.rules_of_model import Rules, rule_set_of
+from captum_lrp_stab.dispatch import fallbacks as plain_gradients
+from captum_lrp_stab.dispatch.compiler import uncompiled
+from captum_lrp_stab.dispatch.leaf_modules import check_is_module
 from captum_lrp_stab.errors import (
     FallbackWarning,
     InputError,
@@ -25,22 +26,18 @@ from captum_lrp_stab.errors import (
     NonFiniteRelevanceWarning,
     OutputWarning,
 )
-from captum_lrp_stab.gradient_form import GradientForm
-from captum_lrp_stab.leaves import check_is_module
-from captum_lrp_stab.observation import Observer
-from captum_lrp_stab.probes import Probe
-from captum_lrp_stab.propagation import (
-    Propagation,
-    as_tuple,
-    coarsest_dtype,
-    propagate,
-    propagate_many,
-)
-from captum_lrp_stab.rule_set import Attention, RuleSet
-from captum_lrp_stab.segments import SegmentedForm
-from captum_lrp_stab.targets import score_of
-from captum_lrp_stab.translation import Rules, rule_set_of
-from captum_lrp_stab.uncompiled import uncompiled
+from captum_lrp_stab.fast import parameter_cache
+from captum_lrp_stab.ledger import nonfinite as diagnosing
+from captum_lrp_stab.propagation import checkpointing, checks
+from captum_lrp_stab.propagation.attribution import Propagation, propagate, propagate_many
+from captum_lrp_stab.propagation.batching import Batch, Piece, Run, in_pieces
+from captum_lrp_stab.propagation.checkpointing import SegmentedForm
+from captum_lrp_stab.propagation.checks import as_tuple, coarsest_dtype
+from captum_lrp_stab.propagation.gradient_form import GradientForm
+from captum_lrp_stab.propagation.observer import Observer
+from captum_lrp_stab.propagation.probes import Probe
+from captum_lrp_stab.propagation.targets import score_of
+from captum_lrp_stab.rules.rule_set import Attention, RuleSet
 
 NonFinite = Literal["warn", "raise", "ignore"]
 Fallbacks = Literal["warn", "ignore"]
@@ -84,9 +81,9 @@ class Explainer:
         if cache_bytes is None:
             known = (p for p in model.parameters() if not is_lazy(p))
             size = sum(p.numel() * p.element_size() for p in known)
-            cache_bytes = int(derived.DEFAULT_SHARE * size)
-        self.checkpoint = segments.check_names(model, checkpoint)
-        self._store = derived.Derived(cache_bytes)
+            cache_bytes = int(parameter_cache.DEFAULT_SHARE * size)
+        self.checkpoint = checkpointing.check_names(model, checkpoint)
+        self._store = parameter_cache.Derived(cache_bytes)
         rule_set = rule_set_of(model, rules, **self._options())
         self._rule_set = None if rules is None else rule_set
 
@@ -290,3 +287,11 @@ def _is_inside(module: str) -> bool:
     return module.split(".")[0] in ("captum", "captum_lrp_stab") or module.startswith(
         "torch._dynamo"
     )
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _attribution(method: _Method) -> _Method:
+    """Decorate as Captum does: NoiseTunnel looks for the ``__wrapped__`` this leaves."""
+    return log_usage()(method)  # type: ignore[no-any-return]

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from captum_lrp_stab import fallbacks
-from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.propagation import operations_of
-from captum_lrp_stab.rule_set import Attention, RuleSet
-from captum_lrp_stab.sites import Operation
-from captum_lrp_stab.translation import Rules, rule_set_of
+from captum_lrp_stab.assignment.rules_of_model import Rules, rule_set_of
+from captum_lrp_stab.dispatch import fallbacks
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.propagation.attribution import operations_of
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.rule_set import Attention, RuleSet
 
 
 @dataclass(frozen=True)

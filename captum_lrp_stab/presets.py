@@ -22,14 +22,20 @@ import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab import definition
-from captum_lrp_stab.captum_bridge import Rule, described
+from captum_lrp_stab.assignment import definition_order
+from captum_lrp_stab.assignment.name_map import NameMap
 from captum_lrp_stab.errors import RuleMapError, RuleMapWarning
-from captum_lrp_stab.input_rules import FlatRule, ZBoxRule
-from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.propagation import layers_of_pass
-from captum_lrp_stab.rule_set import Layer, Layers
-from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, ZeroRule, ZPlusRule
+from captum_lrp_stab.propagation.attribution import layers_of_pass
+from captum_lrp_stab.rules.base import Rule, described
+from captum_lrp_stab.rules.input_layer import FlatRule, ZBoxRule
+from captum_lrp_stab.rules.rule_set import Layer, Layers
+from captum_lrp_stab.rules.standard import (
+    AlphaBetaRule,
+    EpsilonRule,
+    GammaRule,
+    ZeroRule,
+    ZPlusRule,
+)
 
 Choice = tuple[type[Rule], dict[str, Any]]
 """A rule class and its parameters."""
@@ -123,16 +129,16 @@ class Preset(ABC):
 
     def by_definition(self, model: nn.Module) -> NameMap:
         """Return the name_map by the order of definition alone, as zennit's composites go by it."""
-        return self._name_map(definition.by_definition(model, self.first_types))
+        return self._name_map(definition_order.by_definition(model, self.first_types))
 
     def _layers(self, model: nn.Module) -> Layers:
         """Return the layers of a model that is not run."""
-        defined = definition.by_definition(model, self.first_types)
+        defined = definition_order.by_definition(model, self.first_types)
         first = self._first(defined)
         if not first or defined.depth == 1:
             return defined
-        runs_first = not first[0].position and definition.is_in_sequence(model, first[0].name)
-        found = definition.as_traced(model)
+        runs_first = not first[0].position and definition_order.is_in_sequence(model, first[0].name)
+        found = definition_order.as_traced(model)
         layers, is_certain = found or (defined, runs_first)
         names = [layer.name for layer in self._first(layers)]
         if not is_certain and (found is None or names != [first[0].name]):

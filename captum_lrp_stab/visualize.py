@@ -38,13 +38,13 @@ from captum._utils.common import _run_forward
 from matplotlib.figure import Figure
 from torch import nn
 
-from captum_lrp_stab import pixels
+from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.errors import InputError
-from captum_lrp_stab.figures import MOST_COLUMNS, Options, Panel, draw
+from captum_lrp_stab.images import arrays
+from captum_lrp_stab.images.grid import MOST_COLUMNS, Options, Panel, draw
 from captum_lrp_stab.lrp import LRP
+from captum_lrp_stab.propagation.targets import score_of
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.targets import score_of
-from captum_lrp_stab.translation import Rules
 
 
 def heatmap(
@@ -91,7 +91,7 @@ def heatmaps(
     found = [_panel(name, R, given.get(name), chosen) for name, R in relevances.items()]
     columns = chosen.columns or math.ceil(len(found) / math.ceil(len(found) / MOST_COLUMNS))
     rows = [found[at : at + columns] for at in range(0, len(found), columns)]
-    return draw(rows, pixels.picture_of(picture, chosen.sample), chosen)
+    return draw(rows, arrays.picture_of(picture, chosen.sample), chosen)
 
 
 def channels(
@@ -115,7 +115,7 @@ def channels(
         InputError: See :func:`heatmap`; or there are more or fewer names than channels.
     """
     chosen = Options.of(options)
-    each = pixels.channels_of(relevance, chosen.sample)
+    each = arrays.channels_of(relevance, chosen.sample)
     if names is None:
         names = (
             ("red", "green", "blue")
@@ -125,13 +125,13 @@ def channels(
     names = [str(name) for name in names]
     if len(names) != len(each):
         raise InputError(f"{len(names)} names for {len(each)} channels; give one for each")
-    shown = {"all channels": pixels.total_of(each), **dict(zip(names, each, strict=True))}
+    shown = {"all channels": arrays.total_of(each), **dict(zip(names, each, strict=True))}
     if len(shown) != 1 + len(each):
         raise InputError(f"the names of the channels are not distinct: {', '.join(names)}")
     options = {**options, "sample": 0, "columns": chosen.columns or min(len(shown), MOST_COLUMNS)}
     return heatmaps(
         shown,
-        pixels.picture_of(picture, chosen.sample),
+        arrays.picture_of(picture, chosen.sample),
         scores={} if score is None else {"all channels": score},
         **options,
     )
@@ -169,7 +169,7 @@ def grid(
         ]
         for label, row in relevances.items()
     ]
-    shown = pixels.picture_of(picture, chosen.sample)
+    shown = arrays.picture_of(picture, chosen.sample)
     return draw(rows, shown, chosen, labels=list(relevances))
 
 
@@ -216,8 +216,8 @@ def rules_by_stabilizers(
     _check_no_columns(chosen)
     _check_not_empty(rules)
     _check_not_empty(stabilizers)
-    first = pixels.channels_of(inputs, chosen.sample)
-    pixels.check_fit(pixels.picture_of(picture, chosen.sample), first[0], "")
+    first = arrays.channels_of(inputs, chosen.sample)
+    arrays.check_fit(arrays.picture_of(picture, chosen.sample), first[0], "")
     found: dict[str, dict[str, Any]] = {}
     for name, some in rules.items():
         explainer = LRP(model, some, fallbacks="ignore" if found else "warn")  # once is enough
@@ -246,9 +246,9 @@ def _by_name(scores: Any, names: Mapping[str, Any]) -> dict[str, float]:
     if scores is None:
         return {}
     if not isinstance(scores, Mapping):
-        return dict.fromkeys(names, pixels.number(scores, "score"))
+        return dict.fromkeys(names, arrays.number(scores, "score"))
     _check_names(scores, names)
-    return {name: pixels.number(score, f"score of {name!r}") for name, score in scores.items()}
+    return {name: arrays.number(score, f"score of {name!r}") for name, score in scores.items()}
 
 
 def _by_row(scores: Any, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -267,8 +267,8 @@ def _check_names(scores: Mapping[str, Any], names: Mapping[str, Any]) -> None:
 
 
 def _panel(name: str, relevance: Any, score: float | None, options: Options) -> Panel:
-    values = pixels.total_of(pixels.channels_of(relevance, options.sample))
-    total = float(pixels.total_of(values.ravel()))
+    values = arrays.total_of(arrays.channels_of(relevance, options.sample))
+    total = float(arrays.total_of(values.ravel()))
     said = [] if score is None else [f"score {score:.4g}"]
     said.append(f"sum {total:.4g}" if math.isfinite(total) else "sum not finite")
     return Panel(str(name), values, ", ".join(said))

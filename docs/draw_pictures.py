@@ -22,7 +22,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, LayerFilter, diagnose, presets, stabilizers, visualize, zoo
-from captum_lrp_stab.rules import EpsilonRule
+from captum_lrp_stab.rules.standard import EpsilonRule
 
 FOLDER = Path(__file__).parent / "pictures"
 LITE0, SQUEEZENET = zoo.OFFLINE

@@ -20,12 +20,12 @@ from captum_lrp_stab import (
     LayerFilter,
     ZBoxRule,
     ZeroRule,
-    pictures,
     presets,
     visualize,
     zoo,
 )
-from captum_lrp_stab.investigation import investigate
+from captum_lrp_stab.images import reading
+from captum_lrp_stab.study.investigation import investigate
 
 # Name and epsilon, as on the command line. The study took the quadratic mean over the whole batch,
 # RootMeanSquare(epsilon, per_sample=False): of one picture that is the same.
@@ -51,7 +51,7 @@ def name_map_of(classifier: zoo.Classifier) -> list:
 
 def main(folder: Path, picture: Path | None = None, weights: str | None = None) -> None:
     classifier = zoo.load() if weights is None else zoo.load("vgg16", weights)
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     name_map = name_map_of(classifier)
     heatmaps, scores = {}, {}
     for form in "modified-forward", "gradient":

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from zennit.composites import EpsilonGammaBox
 
-from captum_lrp_stab import compare, pictures, presets, zoo
+from captum_lrp_stab import compare, presets, zoo
 from captum_lrp_stab.comparison.drawing import draw
+from captum_lrp_stab.images import reading
 
 
 def main(folder: Path, picture: str | None = None) -> None:
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     seen = preprocessing.picture(image)  # resized and cut out
     x = preprocessing.input(seen)
     target = int(model(x).argmax())

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from matplotlib.patches import Rectangle
 
-from captum_lrp_stab import LRP, diagnose, pictures, presets, stabilizers, visualize, zoo
+from captum_lrp_stab import LRP, diagnose, presets, stabilizers, visualize, zoo
 from captum_lrp_stab.diagnosis import advise
+from captum_lrp_stab.images import reading
 
 PICTURE = Path(__file__).parent.parent / "data" / "constant_areas.png"
 
@@ -20,7 +21,7 @@ PICTURE = Path(__file__).parent.parent / "data" / "constant_areas.png"
 def main(folder: Path, picture: str | Path = PICTURE) -> None:
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    seen = preprocessing.picture(pictures.read(picture))  # resized and cut out
+    seen = preprocessing.picture(reading.read(picture))  # resized and cut out
     x = preprocessing.input(seen)
     target = int(model(x).argmax())
     rules = presets.lrp_tutorial(preprocessing.low, preprocessing.high)

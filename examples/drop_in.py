@@ -14,15 +14,12 @@ import matplotlib.pyplot as plt
 from captum.attr import LRP as StockLRP
 from captum.attr import visualization as viz
 
-from captum_lrp_stab import (
-    LRP,  # the change: was `from captum.attr import LRP`
-    pictures,
-    zoo,
-)
+from captum_lrp_stab import LRP, zoo
+from captum_lrp_stab.images import reading
 
 
 def main(folder: Path, picture: str | None = None) -> None:
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.2))
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.87, wspace=0.03)
     panels = iter(axes)

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, LayerLRP, pictures, presets, visualize, zoo
+from captum_lrp_stab import LRP, LayerLRP, presets, visualize, zoo
+from captum_lrp_stab.images import reading
 
 LAYER = 10  # of SqueezeNet's features: the sixth fire module, 384 channels
 MOST = 4
@@ -36,7 +37,7 @@ class Through(nn.Module):
 def main(folder: Path, picture: str | None = None) -> None:
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     seen = preprocessing.picture(image)  # resized and cut out
     x = preprocessing.input(seen)
     target = int(model(x).argmax())

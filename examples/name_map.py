@@ -13,7 +13,6 @@ from captum_lrp_stab import (
     LayerFilter,
     ZBoxRule,
     ZPlusRule,
-    pictures,
     plan,
     presets,
     stabilizers,
@@ -21,12 +20,13 @@ from captum_lrp_stab import (
     visualize,
     zoo,
 )
+from captum_lrp_stab.images import reading
 
 
 def main(folder: Path, picture: str | None = None) -> None:
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     seen = preprocessing.picture(image)  # resized and cut out
     x = preprocessing.input(seen)
     target = int(model(x).argmax())

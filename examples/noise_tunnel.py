@@ -11,7 +11,8 @@ from captum.attr import NoiseTunnel
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from torch import Tensor
 
-from captum_lrp_stab import LRP, pictures, presets, visualize, zoo
+from captum_lrp_stab import LRP, presets, visualize, zoo
+from captum_lrp_stab.images import reading
 
 NOISE = 8.0  # of pixels from 0 to 255
 
@@ -25,7 +26,7 @@ def perturb(x: Tensor) -> Tensor:
 def main(folder: Path, picture: str | None = None) -> None:
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     seen = preprocessing.picture(image)  # resized and cut out
     x = preprocessing.input(seen)
     target = int(model(x).argmax())

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab import LRP, EpsilonRule, LayerFilter, pictures, presets, types, visualize, zoo
-from captum_lrp_stab.rules import Affine, Group, Part, Rule, Term
+from captum_lrp_stab import LRP, EpsilonRule, LayerFilter, presets, types, visualize, zoo
+from captum_lrp_stab.images import reading
+from captum_lrp_stab.rules.standard import Affine, Group, Part, Rule, Term
 from captum_lrp_stab.stabilizers import Stabilizer, signs
 from captum_lrp_stab.testing import assert_rule_contract, assert_stabilizer_contract
 
@@ -55,7 +56,7 @@ def main(folder: Path) -> None:
     print("the rule and the stabilizer keep their contracts")
 
     classifier = zoo.load("efficientnet_lite0")
-    picture = classifier.preprocessing.picture(pictures.default_picture())
+    picture = classifier.preprocessing.picture(reading.default_picture())
     x = classifier.preprocessing.input(picture)
     scores = classifier.model(x)[0].detach()
     target = int(scores.argmax())

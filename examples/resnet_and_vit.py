@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from captum_lrp_stab import LRP, diagnose, pictures, plan, presets, visualize, zoo
+from captum_lrp_stab import LRP, diagnose, plan, presets, visualize, zoo
+from captum_lrp_stab.images import reading
 
 
 def main(folder: Path, picture: str | None = None, resnet: str = "none", vit: str = "none") -> None:
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
     relevance, scores = {}, {}
     for name, weights in ("resnet50", resnet), ("vit_b_16", vit):
         classifier = zoo.load(name, weights)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from captum.attr import LRP as StockLRP
 
-from captum_lrp_stab import LRP, attach_rules, compare, pictures, presets, visualize, zoo
+from captum_lrp_stab import LRP, attach_rules, compare, presets, visualize, zoo
+from captum_lrp_stab.images import reading
 
 
 def main(folder: Path, picture: str | None = None) -> None:
-    image = pictures.default_picture() if picture is None else pictures.read(picture)
+    image = reading.default_picture() if picture is None else reading.read(picture)
 
     # SqueezeNet is made of modules, and concatenations, which stock Captum gets right.
     classifier = zoo.load("squeezenet1_1_caffe")

@@ -7,23 +7,23 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import captum_lrp_stab
+from tests.helpers.repository import ROOT
 
-PAGES = Path(__file__).parent.parent / "docs" / "api"
+PAGES = ROOT / "docs" / "api"
 MODULES = (
     "captum_lrp_stab",
     "captum_lrp_stab.comparison",
     "captum_lrp_stab.diagnosis",
     "captum_lrp_stab.errors",
-    "captum_lrp_stab.forms",
-    "captum_lrp_stab.input_rules",
-    "captum_lrp_stab.investigation",
-    "captum_lrp_stab.pictures",
+    "captum_lrp_stab.propagation.forms",
+    "captum_lrp_stab.rules.input_layer",
+    "captum_lrp_stab.study.investigation",
+    "captum_lrp_stab.images.reading",
     "captum_lrp_stab.presets",
     "captum_lrp_stab.rules",
     "captum_lrp_stab.stabilizers",
@@ -33,8 +33,8 @@ MODULES = (
     "captum_lrp_stab.zoo",
 )
 INNER = {  # names without underscore that serve the package itself
-    "captum_lrp_stab.forms": {"Form", "NAMES"},
-    "captum_lrp_stab.pictures": {"DEFAULT_PICTURE"},
+    "captum_lrp_stab.propagation.forms": {"Form", "NAMES"},
+    "captum_lrp_stab.images.reading": {"DEFAULT_PICTURE"},
     "captum_lrp_stab.presets": {"Choice", "Layers"},
     "captum_lrp_stab.rules": {"Sign", "half"},
     "captum_lrp_stab.stabilizers": {"StabilizerLike"},

@@ -4,10 +4,7 @@ import warnings
 
 import pytest
 import torch
-from attention import TOKENS, Attention, E, Layer
 from captum.attr._utils import lrp_rules as captum_rules
-from networks import Residual, TwoInputs, build, cnn
-from several import Halves, Several, assert_as_one_by_one, forwards, state
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -26,6 +23,9 @@ from captum_lrp_stab.errors import (
     NonFiniteRelevanceError,
     NonFiniteRelevanceWarning,
 )
+from tests.helpers.attention import TOKENS, Attention, E, Layer
+from tests.helpers.networks import Residual, TwoInputs, build, cnn
+from tests.helpers.several import Halves, Several, assert_as_one_by_one, forwards, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Residual, build, cnn
-from several import assert_as_one_by_one, forwards
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -14,14 +12,17 @@ from captum_lrp_stab import (
     FlatRule,
     GammaRule,
     ZBoxRule,
-    lean,
     presets,
-    propagation,
     stabilizers,
 )
+from captum_lrp_stab.dispatch.layer_use import Turn
 from captum_lrp_stab.errors import RuleError
-from captum_lrp_stab.kernel import Part, Term
-from captum_lrp_stab.memo import Memo, Turn
+from captum_lrp_stab.fast import coefficients
+from captum_lrp_stab.fast.factor_cache import Memo
+from captum_lrp_stab.propagation import attribution
+from captum_lrp_stab.rules.kernel import Part, Term
+from tests.helpers.networks import Residual, build, cnn
+from tests.helpers.several import assert_as_one_by_one, forwards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,7 +74,7 @@ def test_finds_a_variant_that_is_always_the_first(monkeypatch) -> None:
 @pytest.mark.parametrize("given", [{"own": SHARED[2]}, {"rules": SHARED}])
 def test_finds_a_memo_that_gives_another_tensor(monkeypatch, given) -> None:
     assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
-    monkeypatch.setattr(lean._Layer, "_place", lambda self, memo, what: ("one for all",))
+    monkeypatch.setattr(coefficients._Layer, "_place", lambda self, memo, what: ("one for all",))
     with pytest.raises(AssertionError):
         assert_as_one_by_one(build(cnn), IMAGES, [0, 1], **given)
 
@@ -93,14 +94,14 @@ def test_finds_a_memo_of_which_something_is_written_over(monkeypatch, given) -> 
 
 
 def test_finds_a_target_that_is_always_the_first(monkeypatch) -> None:
-    score_of, seen = propagation.score_of, []
+    score_of, seen = attribution.score_of, []
 
     def first(output, target):
         seen.append(target)
         return score_of(output, seen[0])
 
     with monkeypatch.context() as patch:
-        patch.setattr(propagation, "score_of", first)
+        patch.setattr(attribution, "score_of", first)
         found = LRP(build(cnn)).attribute_many(IMAGES, [0, 1])
     assert torch.equal(*found)
     assert not torch.equal(*LRP(build(cnn)).attribute_many(IMAGES, [0, 1]))

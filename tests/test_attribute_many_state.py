@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from networks import Residual, build, cnn
-from several import Several, state
 from torch import Tensor
 
-from captum_lrp_stab import LRP, EpsilonRule, FlatRule, GammaRule, interception, memo, presets
+from captum_lrp_stab import LRP, EpsilonRule, FlatRule, GammaRule, presets
+from captum_lrp_stab.dispatch import mode as seeing
 from captum_lrp_stab.errors import RuleError, RuleMapError
+from captum_lrp_stab.fast import factor_cache
+from tests.helpers.networks import Residual, build, cnn
+from tests.helpers.several import Several, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,12 +70,12 @@ def kept(monkeypatch) -> list[weakref.ref]:
     """References to what layers keep for other backward passes."""
     made: list[weakref.ref] = []
 
-    class Watched(memo.Memo):
+    class Watched(factor_cache.Memo):
         def __init__(self, *args) -> None:
             super().__init__(*args)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(interception, "Memo", Watched)
+    monkeypatch.setattr(seeing, "Memo", Watched)
     return made
 
 
@@ -143,18 +145,18 @@ def test_without_gradients(mode) -> None:
 
 def test_what_is_kept_does_not_grow_with_the_sets_of_rules(monkeypatch) -> None:
     """About twice the memory of a single attribution, says the documentation."""
-    made: list[memo.Memo] = []
+    made: list[factor_cache.Memo] = []
 
-    class Watched(memo.Memo):
+    class Watched(factor_cache.Memo):
         def __init__(self, *args) -> None:
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(interception, "Memo", Watched)
+    monkeypatch.setattr(seeing, "Memo", Watched)
     sizes = []
     for count in (2, 8):
         made.clear()
         rules = [[(["0", "3"], GammaRule, {"gamma": 0.1 * k})] for k in range(1, count + 1)]
         LRP(build(cnn)).attribute_many(IMAGES, [0, 1], rules=rules)
-        sizes.append(sum(t.numel() for memo in made for t in memo.kept.values()))
+        sizes.append(sum(t.numel() for memo in made for t in factor_cache.kept.values()))
     assert 0 < sizes[1] <= 2 * sizes[0]

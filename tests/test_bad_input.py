@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, LayerFilter, LayerLRP, attach_rules, errors, plan, presets
 from captum_lrp_stab.errors import InputError, LayerFilterError, ModelError, RuleError, RuleMapError
-from captum_lrp_stab.input_rules import ZBoxRule
-from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, PassRule
-from captum_lrp_stab.rules import ZeroRule as Zero
+from captum_lrp_stab.rules.input_layer import ZBoxRule
+from captum_lrp_stab.rules.standard import AlphaBetaRule, EpsilonRule, GammaRule, PassRule
+from captum_lrp_stab.rules.standard import ZeroRule as Zero
 from captum_lrp_stab.stabilizers import Additive
 
 X = torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 1.0]])

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-DATA = Path(__file__).parents[1] / "data"
+from tests.helpers.repository import DATA
+
 NAMES = ["constant_areas.png", "textured.png"]
 
 Picture = NDArray[np.uint8]

@@ -5,19 +5,19 @@ import re
 import shlex
 from pathlib import Path
 
-import pages
 import pytest
 import torch
 import torchvision
 import typer
 from matplotlib.figure import Figure
-from pages import PAGES, ROOT, Command
 from torchvision.models import WeightsEnum
 from typer.testing import CliRunner
 
 from captum_lrp_stab import cli, stabilizers
 from captum_lrp_stab.cli import comparing, diagnosing, investigating, planning
 from docs import draw_pictures, draw_stabilizers, setting
+from tests.helpers import pages
+from tests.helpers.pages import PAGES, ROOT, Command
 
 PICTURES = ROOT / "docs" / "pictures"
 _HELP = [m.EPILOG for m in (comparing, diagnosing, investigating, planning)]

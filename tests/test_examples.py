@@ -11,9 +11,11 @@ import pytest
 import torch
 from torchvision.models import vgg16
 
-from captum_lrp_stab import LRP, LayerLRP, pictures, presets, zoo
+from captum_lrp_stab import LRP, LayerLRP, presets, zoo
+from captum_lrp_stab.images import reading
+from tests.helpers.repository import EXAMPLES
 
-FOLDER = Path(__file__).parent.parent / "examples"
+FOLDER = EXAMPLES
 EXAMPLES = sorted(FOLDER.glob("*.py"))
 NUMBER = r"(-?\d+\.?\d*(?:e[-+]?\d+)?)"
 
@@ -155,7 +157,7 @@ def test_diagnose_nan(run: Run) -> None:
 
 
 def test_diagnose_nan_with_nothing_to_repair(run: Run, tmp_path: Path, capsys: Any) -> None:
-    pictures.default_picture().save(tmp_path / "coffee.png")  # no neuron sums up to exactly 0
+    reading.default_picture().save(tmp_path / "coffee.png")  # no neuron sums up to exactly 0
     with pytest.raises(FileNotFoundError):  # it draws nothing
         run("diagnose_nan", str(tmp_path / "coffee.png"))
     assert capsys.readouterr().out.startswith("stable: ")
@@ -194,7 +196,7 @@ def test_the_heatmaps_of_all_channels_sum_up_to_the_whole() -> None:
     example = runpy.run_path(str(FOLDER / "layer_relevance.py"))
     classifier = zoo.load("squeezenet1_1_caffe")
     model, preprocessing = classifier.model, classifier.preprocessing
-    x = preprocessing.input(preprocessing.picture(pictures.default_picture()))
+    x = preprocessing.input(preprocessing.picture(reading.default_picture()))
     rules = presets.epsilon_gamma_box(preprocessing.low, preprocessing.high)
     inner = LayerLRP(model, model.features[example["LAYER"]], rules).attribute(x, 967)
     below = model.features[: example["LAYER"] + 1]

@@ -7,17 +7,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import fresh
-import held
-import pages
 import torch
 from captum.attr._utils import lrp_rules as captum_rules
-from layers import RULES, STABILIZERS
-from pages import PAGES, ROOT
 
 from captum_lrp_stab import EpsilonRule, ZBoxRule
 from captum_lrp_stab.diagnosis.advice import Advice
 from docs import setting
+from tests.helpers import fresh, held, pages
+from tests.helpers.layers import RULES, STABILIZERS
+from tests.helpers.pages import PAGES, ROOT
 
 _WITHOUT_NETWORK = """
 from docs import setting

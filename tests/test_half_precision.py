@@ -5,14 +5,14 @@ from contextlib import nullcontext
 import pytest
 import skimage.data
 import torch
-from layers import relative_error
-from networks import build
 from PIL import Image
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, GammaRule, LayerLRP, presets, zoo
 from captum_lrp_stab.errors import StabilizerWarning
-from captum_lrp_stab.gradient_form import GradientForm
+from captum_lrp_stab.propagation.gradient_form import GradientForm
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import build
 
 PICTURES = {"coffee": ("espresso",), "chelsea": ("Egyptian cat", "tabby", "tiger cat")}
 OBJECTS = {  # where it is on the square picture, as shares of its side: top, bottom, left, right

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import fresh
 import pytest
 
 import captum_lrp_stab
+from tests.helpers import fresh
 
 PACKAGE = Path(captum_lrp_stab.__file__).parent
 MODULES = {
@@ -31,7 +31,9 @@ def test_importing_does_not_load_pytorch() -> None:
 
 
 THREADS = """
-import sys, threading, captum_lrp_stab as package
+import sys
+import threading
+import captum_lrp_stab as package
 sys.setswitchinterval(1e-5)
 names = [name for name in package.__all__ if name != "__version__"]
 together, failed = threading.Barrier(len(names)), []

@@ -4,28 +4,20 @@ import captum.attr
 import pytest
 import torch
 from captum.attr._utils import lrp_rules as captum_rules
-from layers import relative_error
-from networks import Residual, TwoInputs, build, cnn
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, presets
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.probes import Probe
+from captum_lrp_stab.propagation.probes import Probe
+from tests.helpers.gradients import gradient_x_activation
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import Residual, TwoInputs, build, cnn
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def _name(model: nn.Module, layer: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is layer)
-
-
-def gradient_x_activation(model: nn.Module, layer: nn.Module, x: Tensor, target: int) -> Tensor:
-    kept = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
-    score = model(x.clone().requires_grad_())[:, target].sum()
-    handle.remove()
-    gradients = torch.autograd.grad(score, kept)
-    return sum(g * a for g, a in zip(gradients, kept, strict=True)).detach()
 
 
 @pytest.mark.parametrize("index", range(8))

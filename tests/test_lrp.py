@@ -5,16 +5,11 @@ import pytest
 import torch
 import torchvision.models
 from captum.attr._utils import lrp_rules as captum_rules
-from layers import relative_error
-from networks import TwoInputs, build, cnn, gradient_x_input
 from torch import Tensor, nn
 
-from captum_lrp_stab import (
-    LRP,
-    GammaRule,
-    presets,
-    stabilizers,
-)
+from captum_lrp_stab import LRP, GammaRule, presets, stabilizers
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import TwoInputs, build, cnn, gradient_x_input
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 RELU_MODELS = {

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from every_kind import NAMES, REFUSED, network
-from live_tensors import Live
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from captum_lrp_stab import LRP, LayerLRP, compare, diagnose, plan, presets
 from captum_lrp_stab.diagnosis import advise, sweep
 from captum_lrp_stab.errors import LRPError, ModelError
+from tests.helpers.every_kind import NAMES, REFUSED, network
+from tests.helpers.live_tensors import Live
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.repository import ROOT
+
 NOTEBOOK = ROOT / "examples" / "castle_study.ipynb"
 
 

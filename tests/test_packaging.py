@@ -18,8 +18,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from captum_lrp_stab import __version__
+from tests.helpers.repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAME = "captum-lrp-stab"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 OLD = "what is installed is older than setup.cfg: pip install -e '.[test]'"
@@ -105,7 +105,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: Path, tracked: set[str]
     assert any(name.endswith("/LICENSE") for name in about)
 
 
-@pytest.mark.parametrize("name", ["py.typed", "templates/report.html.jinja"])
+@pytest.mark.parametrize("name", ["py.typed", "reporting/templates/report.html.jinja"])
 def test_data_of_the_package_are_there(name: str) -> None:
     assert resources.files("captum_lrp_stab").joinpath(name).is_file()
 

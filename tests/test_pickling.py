@@ -7,12 +7,12 @@ import re
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import held
 import pytest
 import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, GammaRule, LayerFilter, LayerLRP, ZBoxRule, attach_rules
+from tests.helpers import held
 
 HELD = held.by_name()
 WAYS = {

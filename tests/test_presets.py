@@ -8,16 +8,22 @@ import pytest
 import torch
 import zennit.composites
 from captum.attr._utils.lrp_rules import PropagationRule
-from networks import gradient_x_input
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, vgg16, vgg16_bn
 
 from captum_lrp_stab import LRP, presets
+from captum_lrp_stab.assignment.name_map import build_rules
 from captum_lrp_stab.errors import RuleMapError
-from captum_lrp_stab.input_rules import FlatRule, ZBoxRule
-from captum_lrp_stab.mapping import build_rules
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.rules import AlphaBetaRule, EpsilonRule, GammaRule, ZeroRule, ZPlusRule
+from captum_lrp_stab.rules.input_layer import FlatRule, ZBoxRule
+from captum_lrp_stab.rules.standard import (
+    AlphaBetaRule,
+    EpsilonRule,
+    GammaRule,
+    ZeroRule,
+    ZPlusRule,
+)
+from tests.helpers.networks import gradient_x_input
 
 LOW, HIGH = -2.2, 2.7
 PRESETS: dict[str, Callable[..., Preset]] = {

@@ -5,7 +5,6 @@ import torch
 from captum.attr import LRP as CaptumLRP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import build, cnn
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -19,6 +18,7 @@ from captum_lrp_stab import (
     stabilizers,
 )
 from captum_lrp_stab.errors import NonFiniteRelevanceError, NonFiniteRelevanceWarning
+from tests.helpers.networks import build, cnn
 
 BUILT_IN = [
     stabilizers.Identity(),

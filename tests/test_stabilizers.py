@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zennit.core import Stabilizer as ZennitStabilizer
 
 from captum_lrp_stab import LRP, EpsilonRule, GammaRule, ZPlusRule
-from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.errors import StabilizerError, StabilizerWarning
+from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.stabilizers import (
     Additive,
     Clip,

@@ -1,7 +1,8 @@
 """Every torchvision classifier, as it is: no fallback, exact where there is an oracle."""
 
 import pytest
-from torchvision_models import NAMES, OF_RELU_ONLY, REPRESENTATIVE, check
+
+from tests.helpers.torchvision_models import NAMES, OF_RELU_ONLY, REPRESENTATIVE, check
 
 SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in REPRESENTATIVE]
 

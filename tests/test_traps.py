@@ -6,43 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import relative_error
-from networks import build, gradient_x_input
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from captum_lrp_stab import (
-    LRP,
-    FlatRule,
-    GammaRule,
-    LayerLRP,
-    PassRule,
-    ZBoxRule,
-    plan,
-    presets,
-)
+from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, PassRule, ZBoxRule, plan, presets
 from captum_lrp_stab.errors import FallbackError, ModelError, RuleError
-
-X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
-IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
-
-
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def net(function, **modules: nn.Module) -> Net:
-    return build(lambda: Net(function, **modules))
-
+from tests.helpers.layers import relative_error
+from tests.helpers.networks import build, gradient_x_input
+from tests.helpers.traps import IMAGES, Net, X, net
 
 # writing in place --------------------------------------------------------------------------------
 

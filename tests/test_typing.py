@@ -42,7 +42,7 @@ from captum_lrp_stab import (
 )
 from captum_lrp_stab.diagnosis import advise, sweep
 from captum_lrp_stab.errors import LRPError, NonFiniteRelevanceError
-from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.assignment.name_map import NameMap
 from captum_lrp_stab.rules import Affine, Group, Rule, Term
 from captum_lrp_stab.testing import (
     assert_agrees,
@@ -201,7 +201,7 @@ from captum_lrp_stab import (
     LRP, EpsilonRule, GammaRule, LayerFilter, LayerLRP, attach_rules, compare, diagnose, plan,
     presets, stabilizers,
 )
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.rules.base import Rule
 
 model = nn.Sequential(nn.Linear(4, 2))
 x = torch.ones(1, 4)

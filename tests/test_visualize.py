@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from captum_lrp_stab import LRP, pixels, presets, stabilizers, visualize
+from captum_lrp_stab import LRP, presets, stabilizers, visualize
 from captum_lrp_stab.errors import InputError
+from captum_lrp_stab.images import arrays
 
 R = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PICTURE = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(1))
@@ -138,17 +139,17 @@ def test_captums_scale_is_captums() -> None:
         min_size=1,
         max_size=12,
     ),
-    st.sampled_from(pixels.SCALES),
+    st.sampled_from(arrays.SCALES),
 )
 def test_every_scale_is_positive_and_finite(values: list[float], scale: str) -> None:
-    found = pixels.limit(scale, [np.array(values)])
+    found = arrays.limit(scale, [np.array(values)])
     assert 0 < found < math.inf
 
 
-@pytest.mark.parametrize("scale", pixels.SCALES)
+@pytest.mark.parametrize("scale", arrays.SCALES)
 def test_scales_go_with_the_values(scale: str) -> None:
     values = R.double().numpy()
-    once, twice = pixels.limit(scale, [values]), pixels.limit(scale, [values * 2, -2 * values])
+    once, twice = arrays.limit(scale, [values]), arrays.limit(scale, [values * 2, -2 * values])
     assert twice == pytest.approx(2 * once, rel=2e-2)
 
 
@@ -250,7 +251,7 @@ def test_values_that_overflow_when_added() -> None:
     large = torch.full((2, 1, 2), 1.7e308, dtype=torch.float64)
     (ax,) = shown(visualize.heatmap(large))
     assert "2 of 2 pixels" in words(ax)
-    for scale in (*pixels.SCALES, 1.7e308):
+    for scale in (*arrays.SCALES, 1.7e308):
         shown(visualize.heatmap(torch.tensor([[1.7e308, -1.7e308]]).double(), scale=scale))
     assert len(shown(visualize.channels(large))) == 3
 
@@ -276,11 +277,11 @@ def test_names_need_not_be_strings() -> None:
 
 def test_pictures_of_more_than_8_bits_and_transparent_ones() -> None:
     wide = Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16))
-    assert len(np.unique(pixels.picture_of(wide, 0))) > 50
+    assert len(np.unique(arrays.picture_of(wide, 0))) > 50
     floating = Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(np.float32))
-    assert len(np.unique(pixels.picture_of(floating, 0))) > 50
+    assert len(np.unique(arrays.picture_of(floating, 0))) > 50
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert (pixels.picture_of(clear, 0) == 255).all()
+    assert (arrays.picture_of(clear, 0) == 255).all()
 
 
 def test_what_is_wrong_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

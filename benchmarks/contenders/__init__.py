@@ -10,7 +10,7 @@ from benchmarks.contenders.ours import Ours
 from benchmarks.contenders.stock_captum import StockCaptum
 from benchmarks.contenders.zennit import Zennit
 from benchmarks.models import Subject
-from captum_lrp_stab.choices import preset_names
+from captum_lrp_stab.by_name import preset_names
 
 __all__ = ["GRADIENT", "OURS", "Explainer", "Method", "NotInstalledError", "select"]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from captum_lrp_stab._version import __version__
-from captum_lrp_stab.cli import comparing, diagnosing, helping, investigating, planning
+from captum_lrp_stab.cli import comparing, diagnosing, investigating, options, planning
 from captum_lrp_stab.cli.ending import tell
 
 app = typer.Typer(
@@ -19,9 +19,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    epilog=helping.epilog(
+    epilog=options.epilog(
         ("investigate", "diagnose cat.jpg", "compare --help", "--install-completion"),
-        {helping.BAD: "the finding is bad, in a way that the command's own help names"},
+        {options.BAD: "the finding is bad, in a way that the command's own help names"},
     ),
 )
 app.command(epilog=investigating.EPILOG)(investigating.investigate)
@@ -51,4 +51,4 @@ def main() -> None:
         app(prog_name=app.info.name)
     except OSError as error:  # of --install-completion, where there is no home, or of the help
         tell(f"error: {error}", "red")
-        sys.exit(helping.MISTAKE)
+        sys.exit(options.MISTAKE)

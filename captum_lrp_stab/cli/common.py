@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-import captum_lrp_stab.progress as bar
 from captum_lrp_stab.cli import names
 from captum_lrp_stab.cli.ending import tell
 from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.reporting import progress as bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,12 +74,12 @@ def picture_of(image: Path | None) -> "tuple[Image, str]":
     Raises:
         PictureError: It cannot be read.
     """
-    from captum_lrp_stab import pictures
+    from captum_lrp_stab.images import reading
 
     if image is None:
-        return pictures.default_picture(), pictures.DEFAULT_PICTURE
+        return reading.default_picture(), reading.DEFAULT_PICTURE
     # a name of bytes that are no text is shown by their escapes
-    return pictures.read(image), image.name.encode("utf-8", "backslashreplace").decode()
+    return reading.read(image), image.name.encode("utf-8", "backslashreplace").decode()
 
 
 def model_of(model: str | None, by_captum: bool, output: Output) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli import common, names, options
 from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
 from captum_lrp_stab.cli.names import completing
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from captum_lrp_stab.comparison import Comparison
     from captum_lrp_stab.comparison.report import About
 
-EPILOG = helping.epilog(
+
+EPILOG = options.epilog(
     (
         "compare",
         "compare cat.jpg --reference captum --model vgg16 --weights vgg16.pth",
@@ -23,8 +24,8 @@ EPILOG = helping.epilog(
         "compare cat.jpg --json > comparison.json",
     ),
     {
-        helping.FINE: "the verdict is equal, rounding, known difference or reference not finite",
-        helping.BAD: "the verdict is different",
+        options.FINE: "the verdict is equal, rounding, known difference or reference not finite",
+        options.BAD: "the verdict is different",
     },
 )
 _WORDS = ("layer", "rule")
@@ -82,16 +83,17 @@ def compare(
     """
     output = common.Output(quiet, as_json)
     with ending() as course:
-        from captum_lrp_stab import choices, comparison, forms
+        from captum_lrp_stab import by_name, comparison
         from captum_lrp_stab.comparison import report
         from captum_lrp_stab.comparison.captum_reference import CaptumReference
         from captum_lrp_stab.comparison.references import reference_of
-        from captum_lrp_stab.prepared import prepare
+        from captum_lrp_stab.propagation import forms
+        from captum_lrp_stab.zoo.prediction import prepare
 
-        chosen, treated = reference_of(reference), choices.attention_of(attention)
-        stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
+        chosen, treated = reference_of(reference), by_name.attention_of(attention)
+        stabilize = None if stabilizer is None else by_name.stabilizer_of(stabilizer)
         forms.form_of(form)
-        choices.dtype_of(dtype)
+        by_name.dtype_of(dtype)
         picture, title = common.picture_of(image)
         course.make_folder(out)
         name = common.model_of(model, isinstance(chosen, CaptumReference), output)
@@ -104,7 +106,7 @@ def compare(
                 ready.model,
                 ready.x,
                 ready.target,
-                choices.preset_of(rules, classifier.preprocessing),
+                by_name.preset_of(rules, classifier.preprocessing),
                 chosen,
                 stabilizer=stabilize,
                 tolerance=tolerance,
@@ -124,7 +126,7 @@ def compare(
 
         output.deliver(lambda: paths[0].read_text("utf-8"), show)
         if compared.verdict == "different":
-            raise typer.Exit(helping.BAD)
+            raise typer.Exit(options.BAD)
 
 
 def _show(console: Console, compared: "Comparison", about: "About", legend: str) -> None:

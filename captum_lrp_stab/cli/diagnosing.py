@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli import common, names, options
 from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
 from captum_lrp_stab.cli.names import completing
 from captum_lrp_stab.errors import InputError
@@ -14,7 +14,7 @@ from captum_lrp_stab.errors import InputError
 if TYPE_CHECKING:
     from captum_lrp_stab.diagnosis import report
 
-EPILOG = helping.epilog(
+EPILOG = options.epilog(
     (
         "diagnose",
         "diagnose cat.jpg --stabilizer none --form relevance",
@@ -22,8 +22,8 @@ EPILOG = helping.epilog(
         "diagnose cat.jpg --quiet || echo unstable",
     ),
     {
-        helping.FINE: "relevance is stable",
-        helping.BAD: "relevance is unstable or not finite",
+        options.FINE: "relevance is stable",
+        options.BAD: "relevance is unstable or not finite",
     },
 )
 _WORDS = ("layer", "rule")
@@ -83,22 +83,22 @@ def diagnose(
     """
     output = common.Output(quiet, as_json)
     with ending() as course:
-        from captum_lrp_stab import choices, diagnosis
+        from captum_lrp_stab import by_name, diagnosis
         from captum_lrp_stab.comparison.report import About
         from captum_lrp_stab.diagnosis import report
         from captum_lrp_stab.diagnosis.advising import check_tolerance
-        from captum_lrp_stab.diagnosis.locating import check_threshold
-        from captum_lrp_stab.prepared import prepare
+        from captum_lrp_stab.ledger.locating import check_threshold
+        from captum_lrp_stab.zoo.prediction import prepare
 
-        stabilize = None if stabilizer is None else choices.stabilizer_of(stabilizer)
-        treated = choices.attention_of(attention)
+        stabilize = None if stabilizer is None else by_name.stabilizer_of(stabilizer)
+        treated = by_name.attention_of(attention)
         if form not in _FORMS:
             raise InputError(f"no form has the name {form!r}; give {', '.join(_FORMS)}")
         if sweep not in (None, *names.SWEPT):
             raise InputError(f"sweep is {sweep!r}; give {' or '.join(names.SWEPT)}")
         if sweep is not None and stabilizer is not None:
             raise InputError("a sweep sets the stabilizers itself; give --sweep or --stabilizer")
-        choices.dtype_of(dtype)
+        by_name.dtype_of(dtype)
         check_threshold(threshold)
         check_tolerance(tolerance)
         picture, title = common.picture_of(image)
@@ -107,7 +107,7 @@ def diagnose(
         classifier = common.load(name, weights, seed, output)
         course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
-        preset = choices.preset_of(rules, classifier.preprocessing)
+        preset = by_name.preset_of(rules, classifier.preprocessing)
         with common.progress(None, output) as step:
             step("diagnosis")
             found = diagnosis.diagnose(
@@ -157,7 +157,7 @@ def diagnose(
 
         output.deliver((out / "report.json").read_text, show)
         if found.verdict != "stable":
-            raise typer.Exit(helping.BAD)
+            raise typer.Exit(options.BAD)
 
 
 def _show(console: Console, findings: "report.Findings") -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli.helping import INTERRUPTED, MISTAKE
+from captum_lrp_stab.cli.options import INTERRUPTED, MISTAKE
 from captum_lrp_stab.errors import LRPError
 
 
@@ -32,7 +32,7 @@ class Course:
         Raises:
             ReportError: It cannot be made.
         """
-        from captum_lrp_stab.report import make_folder
+        from captum_lrp_stab.study.investigation_report import make_folder
 
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         make_folder(folder)

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli import common, names, options
 from captum_lrp_stab.cli.ending import COMPUTING, Course, ending, written_whole
 from captum_lrp_stab.cli.names import completing, files
 from captum_lrp_stab.errors import InputError
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.investigation import Investigation
-    from captum_lrp_stab.rule_set import Attention
+    from captum_lrp_stab.rules.rule_set import Attention
+    from captum_lrp_stab.study.investigation import Investigation
+
 
 _WORDS = ("stabilizer", "finite", "", "channel")
 _ONE, _MANY = Path("lrp-investigation"), Path("lrp-study")
 
-EPILOG = helping.epilog(
+EPILOG = options.epilog(
     (
         "investigate",
         "investigate cat.jpg --stabilizer none --stabilizer additive:0.1",
@@ -28,8 +29,8 @@ EPILOG = helping.epilog(
         "investigate photographs --json > study.json",
     ),
     {
-        helping.FINE: "the report is written, whatever it says of stability",
-        helping.BAD: "of many pictures, none could be measured",
+        options.FINE: "the report is written, whatever it says of stability",
+        options.BAD: "of many pictures, none could be measured",
     },
 )
 
@@ -114,8 +115,9 @@ def investigate(
     paths = images or []
     output = common.Output(quiet, as_json)
     with ending() as course:
-        from captum_lrp_stab import choices, forms
+        from captum_lrp_stab import by_name
         from captum_lrp_stab.cli.studying import study
+        from captum_lrp_stab.propagation import forms
         from captum_lrp_stab.study import grid
 
         is_study = epsilon is not None or len(paths) > 1 or any(path.is_dir() for path in paths)
@@ -123,10 +125,10 @@ def investigate(
         if epsilon is not None:
             chosen = grid.combine(stabilizer or grid.SWEPT, grid.epsilons(epsilon))
         for name in chosen:  # find wrong words before minutes of loading
-            choices.stabilizer_of(name)
+            by_name.stabilizer_of(name)
         forms.form_of(form)
-        choices.dtype_of(dtype)
-        treated = choices.attention_of(attention)
+        by_name.dtype_of(dtype)
+        treated = by_name.attention_of(attention)
         folder = out or (_MANY if is_study else _ONE)
         asked = Asked(model, weights, target, rules, chosen, form, treated, dtype, seed, folder)
         if is_study:
@@ -149,8 +151,8 @@ def _one(
     image: Path | None, asked: Asked, detect_anomaly: bool, output: common.Output, course: Course
 ) -> None:
     """Investigate one picture."""
-    from captum_lrp_stab import report
-    from captum_lrp_stab.investigation import investigate as run_investigation
+    from captum_lrp_stab.study import investigation_report
+    from captum_lrp_stab.study.investigation import investigate as run_investigation
 
     picture, title = common.picture_of(image)
     course.make_folder(asked.out)
@@ -170,7 +172,7 @@ def _one(
             progress=step,
         )
     with written_whole(course, asked.out):
-        paths = report.write(investigation, asked.out, title)
+        paths = investigation_report.write(investigation, asked.out, title)
 
     def show(console: Console) -> None:
         _show(console, investigation, title)
@@ -181,7 +183,7 @@ def _one(
 
 def _show(console: Console, investigation: "Investigation", picture: str) -> None:
     """Print the tables."""
-    from captum_lrp_stab import report
+    from captum_lrp_stab.study import investigation_report
 
     console.print(
         f"{investigation.model} ({investigation.weights}) on {picture}: {investigation.label}, "
@@ -189,9 +191,9 @@ def _show(console: Console, investigation: "Investigation", picture: str) -> Non
         f"{investigation.rules}, {investigation.form} form, {investigation.dtype}",
         markup=False,
     )
-    for title, header, rows in report.tables(investigation):
+    for title, header, rows in investigation_report.tables(investigation):
         console.print(f"\n[bold]{title}[/bold]")
         common.print_table(console, header, rows, _WORDS, lambda row: "NO" in row)
-    console.print(f"\n{report.LEGEND}", style="dim")
-    for note in report.notes(investigation):
+    console.print(f"\n{investigation_report.LEGEND}", style="dim")
+    for note in investigation_report.notes(investigation):
         console.print(f"- {note}", markup=False)

@@ -28,7 +28,7 @@ def defined(module: str, name: str) -> Any:
         KeyError: Nothing of this name is assigned there.
 
     Example:
-        >>> defined("forms", "NAMES")
+        >>> defined("propagation.forms", "NAMES")
         ('gradient', 'relevance', 'modified-forward')
     """
     assigned = {}
@@ -54,7 +54,8 @@ def defined(module: str, name: str) -> Any:
 
 @cache
 def _source(module: str) -> ast.Module:
-    path = _PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    base = _PACKAGE.joinpath(*module.split("."))
+    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -75,15 +76,15 @@ def models() -> list[str]:
 
 
 OFFLINE: tuple[str, ...] = defined("zoo", "OFFLINE")
-STABILIZERS: tuple[str, ...] = defined("choices", "STABILIZERS")
-DEFAULT_STABILIZERS: tuple[str, ...] = defined("choices", "DEFAULT_STABILIZERS")
+STABILIZERS: tuple[str, ...] = defined("by_name", "STABILIZERS")
+DEFAULT_STABILIZERS: tuple[str, ...] = defined("by_name", "DEFAULT_STABILIZERS")
 SWEPT_STABILIZERS: tuple[str, ...] = defined("study.grid", "SWEPT")
-FORMS: tuple[str, ...] = defined("forms", "NAMES")
+FORMS: tuple[str, ...] = defined("propagation.forms", "NAMES")
 STOCK: str = defined("diagnosis.stock", "NAME")
-ATTENTION: tuple[str, ...] = defined("rule_set", "Attention")
-DTYPES: tuple[str, ...] = defined("choices", "DTYPES")
+ATTENTION: tuple[str, ...] = defined("rules.rule_set", "Attention")
+DTYPES: tuple[str, ...] = defined("by_name", "DTYPES")
 REFERENCES: tuple[str, ...] = defined("comparison.references", "NAMES")
-THRESHOLD: float = defined("diagnosis.locating", "THRESHOLD")
+THRESHOLD: float = defined("ledger.locating", "THRESHOLD")
 SWEPT = ("epsilon", "gamma")
 WEIGHTS = ("DEFAULT", "none")
 

@@ -5,18 +5,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, helping, names, options
+from captum_lrp_stab.cli import common, names, options
 from captum_lrp_stab.cli.ending import COMPUTING, ending
 from captum_lrp_stab.cli.names import completing
 
-EPILOG = helping.epilog(
+EPILOG = options.epilog(
     (
         "plan resnet18",
         "plan vit_b_16 --rules epsilon_plus --attention cp",
         "plan resnet50 --layers --json",
         "plan swin_t --strict --quiet && echo 'every operation has a rule'",
     ),
-    {helping.FINE: "the plan is made; with --strict: no operation gets its plain gradient"},
+    {options.FINE: "the plan is made; with --strict: no operation gets its plain gradient"},
 )
 
 
@@ -48,14 +48,14 @@ def plan(
     with ending() as course:
         import torch
 
-        from captum_lrp_stab import choices, zoo
+        from captum_lrp_stab import by_name, zoo
         from captum_lrp_stab.planning import Plan
         from captum_lrp_stab.planning import plan as make_plan
 
-        treated = choices.attention_of(attention)
+        treated = by_name.attention_of(attention)
         classifier = zoo.load(model, "none")
         course.now = COMPUTING
-        preset = choices.preset_of(rules, classifier.preprocessing)
+        preset = by_name.preset_of(rules, classifier.preprocessing)
         side = classifier.preprocessing.crop
         planned = make_plan(
             classifier.model,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, helping
+from captum_lrp_stab.cli import common, options
 from captum_lrp_stab.cli.ending import Course, written_whole
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.study import files, words
@@ -16,6 +16,7 @@ from captum_lrp_stab.study.running import study_pictures
 
 if TYPE_CHECKING:
     from captum_lrp_stab.cli.investigating import Asked
+
 
 _LISTED = 10
 
@@ -68,7 +69,7 @@ def study(
 
     output.deliver((asked.out / "report.json").read_text, show)
     if not studied.measured:
-        raise typer.Exit(helping.BAD)
+        raise typer.Exit(options.BAD)
 
 
 def _show(console: Console, study: Study) -> None:

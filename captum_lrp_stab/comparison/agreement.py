@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.blocks import spaced
-from captum_lrp_stab.complex_values import as_real
+from captum_lrp_stab.tensors.blocks import spaced
+from captum_lrp_stab.tensors.complex_values import as_real
 
 TOP = 0.01
 """The share of pixels whose overlap is counted."""

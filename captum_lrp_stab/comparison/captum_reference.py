@@ -14,14 +14,15 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.attachment import AttachedRules, check_seen, default_rule
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.assignment.attach import AttachedRules, check_seen, default_rule
+from captum_lrp_stab.comparison.base import TINY, Reference, where_not_0
 from captum_lrp_stab.comparison.recording import Recording, Use, Watch
-from captum_lrp_stab.comparison.reference import TINY, Reference, where_not_0
-from captum_lrp_stab.comparison.subject import Subject
-from captum_lrp_stab.complex_values import has_complex_weights, total
-from captum_lrp_stab.leaves import leaf_modules
-from captum_lrp_stab.rules import (
+from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.propagation.targets import in_captums_form, score_of
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.captum_rules import ManipulatedWeightsRule
+from captum_lrp_stab.rules.standard import (
     AlphaBetaRule,
     EpsilonRule,
     GammaRule,
@@ -29,10 +30,9 @@ from captum_lrp_stab.rules import (
     ZeroRule,
     ZPlusRule,
 )
-from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import Identity, Signed
-from captum_lrp_stab.targets import in_captums_form, score_of
-from captum_lrp_stab.translation import ManipulatedWeightsRule
+from captum_lrp_stab.task import Subject
+from captum_lrp_stab.tensors.complex_values import has_complex_weights, total
 
 
 class CaptumReference(Reference):

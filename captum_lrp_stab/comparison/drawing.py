@@ -10,8 +10,8 @@ from PIL import Image
 
 from captum_lrp_stab.comparison.pair import LayerAgreement
 from captum_lrp_stab.comparison.result import Comparison
-from captum_lrp_stab.panels import overlay, scale_of, title
-from captum_lrp_stab.tables import number
+from captum_lrp_stab.images.style import overlay, scale_of, title
+from captum_lrp_stab.reporting.tables import number
 
 _MOST_NAMES = 40
 _LONGEST = 24  # letters of a name

@@ -17,16 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.captum_bridge import Rule
 from captum_lrp_stab.comparison.agreement import relative_difference
-from captum_lrp_stab.comparison.known import DOUBLED_ADDITION, KnownDifference
+from captum_lrp_stab.comparison.known_differences import (
+    ADDITIONS,
+    DOUBLED_ADDITION,
+    REMOVALS,
+    KnownDifference,
+    Trial,
+)
 from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.references import ModifiedForwardReference
-from captum_lrp_stab.comparison.removals import ADDITIONS, REMOVALS, Trial
 from captum_lrp_stab.comparison.runs import Runs
-from captum_lrp_stab.comparison.subject import Change
-from captum_lrp_stab.modified_forward import ModifiedForward
-from captum_lrp_stab.sites import Operation, names_of
+from captum_lrp_stab.dispatch.operation import Operation, names_of
+from captum_lrp_stab.propagation.modified_forward import ModifiedForward
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.task import Change
 
 MOST_TRIALS = 24
 """So often, at most, this package, the reference or both run again to explain a difference."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import Agreement, agreement, relative_difference
 from captum_lrp_stab.comparison.recording import Recording, Use
-from captum_lrp_stab.sites import Operation, names_of
+from captum_lrp_stab.dispatch.operation import Operation, names_of
 
 _RANKED = 2**14
 """How many values of a layer's relevance are ranked in each sample, at most."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab.complex_values import total
-from captum_lrp_stab.operations import mapped, tensors_in
-from captum_lrp_stab.probes import Probe
+from captum_lrp_stab.propagation.probes import Probe
+from captum_lrp_stab.tensors.complex_values import total
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
 @dataclass

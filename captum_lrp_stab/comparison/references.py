@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from captum_lrp_stab.comparison.base import Reference
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.recording import Recording, Use
-from captum_lrp_stab.comparison.reference import Reference
-from captum_lrp_stab.comparison.subject import Subject
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
-from captum_lrp_stab.modified_forward import ModifiedForward
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.propagation.modified_forward import ModifiedForward
+from captum_lrp_stab.task import Subject
 
 if TYPE_CHECKING:
     from captum_lrp_stab.lrp import LRP

@@ -12,8 +12,8 @@ from captum_lrp_stab._version import __version__
 from captum_lrp_stab.comparison import drawing
 from captum_lrp_stab.comparison.result import Comparison
 from captum_lrp_stab.errors import ReportError
-from captum_lrp_stab.prepared import Prepared
-from captum_lrp_stab.report import make_folder
+from captum_lrp_stab.study.investigation_report import make_folder
+from captum_lrp_stab.zoo.prediction import Prepared
 
 LEGEND = (
     "Each row compares the relevance of a layer's output on both sides; rel. L2 is |a - b| / |b|, "

@@ -1,15 +1,16 @@
 """The result of a comparison, as a record, a table and JSON."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from captum_lrp_stab.comparison.agreement import Agreement
-from captum_lrp_stab.comparison.judging import Verdict
-from captum_lrp_stab.comparison.known import KnownDifference
+from captum_lrp_stab.comparison.known_differences import KnownDifference
 from captum_lrp_stab.comparison.pair import Divergence, LayerAgreement
-from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
+from captum_lrp_stab.reporting.tables import number, to_json, to_text, without_nonfinite
+
+Verdict = Literal["equal", "rounding", "known difference", "different", "reference not finite"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,14 @@ import torch
 
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
+from captum_lrp_stab.comparison.base import Reference, run_checked
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
+from captum_lrp_stab.comparison.known_differences import Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.recording import Recording
-from captum_lrp_stab.comparison.reference import Reference, run_checked
-from captum_lrp_stab.comparison.removals import Trial
-from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.dispatch.operation import Operation, names_of
 from captum_lrp_stab.errors import LRPError
-from captum_lrp_stab.sites import Operation, names_of
+from captum_lrp_stab.task import Subject
 
 ROUNDINGS = 30.0
 """What rounding in every layer may add up to, as multiples of one rounding of the inputs."""

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.comparison.base import Reference, where_not_0
 from captum_lrp_stab.comparison.recording import Recording, Watch
-from captum_lrp_stab.comparison.reference import Reference, where_not_0
-from captum_lrp_stab.comparison.subject import Subject
-from captum_lrp_stab.complex_values import has_complex_weights
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import MissingExtraError, RuleError
-from captum_lrp_stab.input_rules import FlatRule, WSquareRule, ZBoxRule
-from captum_lrp_stab.rules import (
+from captum_lrp_stab.propagation.targets import score_of
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.input_layer import FlatRule, WSquareRule, ZBoxRule
+from captum_lrp_stab.rules.standard import (
     AlphaBetaRule,
     EpsilonRule,
     GammaRule,
@@ -28,9 +28,9 @@ from captum_lrp_stab.rules import (
     ZeroRule,
     ZPlusRule,
 )
-from captum_lrp_stab.sites import Operation
 from captum_lrp_stab.stabilizers import RoundingAware
-from captum_lrp_stab.targets import score_of
+from captum_lrp_stab.task import Subject
+from captum_lrp_stab.tensors.complex_values import has_complex_weights
 
 
 def package() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.assignment.name_map import NameMap
 from captum_lrp_stab.stabilizers import Stabilizer
 
 
@@ -102,11 +102,17 @@ class Advice:
         return "\n".join([*lines, "]"])
 
 
+_RULES = "captum_lrp_stab.rules"
+
+
 def _imports(kinds: Iterable[type]) -> Iterator[str]:
     """Yield import statements, one for each module."""
     modules: dict[str, list[str]] = {}
     for kind in sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__)):
-        modules.setdefault(kind.__module__, []).append(kind.__name__)
+        module = kind.__module__
+        if module.startswith(f"{_RULES}."):  # which offers those of its modules
+            module = _RULES
+        modules.setdefault(module, []).append(kind.__name__)
     for module, names in modules.items():
         yield f"from {module} import {', '.join(names)}"
 

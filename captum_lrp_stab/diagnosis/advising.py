@@ -18,22 +18,23 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, forms
-from captum_lrp_stab.captum_bridge import Rule
+from captum_lrp_stab.assignment.name_map import NameMap
+from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.pair import Pair
-from captum_lrp_stab.comparison.subject import Subject, on
 from captum_lrp_stab.diagnosis.advice import Advice, Change
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, check_threshold, locate
-from captum_lrp_stab.diagnosis.watching import watch
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.forms import Form
-from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.propagation import as_tuple
-from captum_lrp_stab.rule_set import Attention
-from captum_lrp_stab.rules import EpsilonRule, PassRule
+from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, check_threshold, locate
+from captum_lrp_stab.ledger.watching import watch
+from captum_lrp_stab.propagation import checks, forms
+from captum_lrp_stab.propagation.checks import as_tuple
+from captum_lrp_stab.propagation.forms import Form
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.captum_rules import ManipulatedWeightsRule
+from captum_lrp_stab.rules.rule_set import Attention
+from captum_lrp_stab.rules.standard import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, StabilizerLike
-from captum_lrp_stab.translation import ManipulatedWeightsRule, Rules
+from captum_lrp_stab.task import Subject, on
 
 _FACTORS = (8.0, 64.0, 512.0)
 

@@ -7,26 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from captum_lrp_stab import checks, fallbacks, forms
-from captum_lrp_stab.comparison.subject import Subject
+from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.diagnosis import stock
-from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import (
-    THRESHOLD,
-    Origin,
-    check_threshold,
-    locate,
-    verdict_of,
-)
 from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
 from captum_lrp_stab.diagnosis.result import Diagnosis
-from captum_lrp_stab.diagnosis.watching import Watched, in_float64, watch
+from captum_lrp_stab.dispatch import fallbacks
 from captum_lrp_stab.errors import InputError, LRPError
-from captum_lrp_stab.forms import Form
-from captum_lrp_stab.propagation import as_tuple
-from captum_lrp_stab.rule_set import Attention
+from captum_lrp_stab.ledger.causes import cause_of
+from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, check_threshold, locate, verdict_of
+from captum_lrp_stab.ledger.watching import Watched, in_float64, watch
+from captum_lrp_stab.propagation import checks, forms
+from captum_lrp_stab.propagation.checks import as_tuple
+from captum_lrp_stab.propagation.forms import Form
+from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.translation import Rules
+from captum_lrp_stab.task import Subject
 
 _UNACCOUNTED = 1e-3
 """The share of the score that is more than rounding."""
@@ -56,8 +51,8 @@ def diagnose(
         form: How relevance is carried, one of ``forms.NAMES``: ``"gradient"`` (as :class:`LRP`
             with ``optimize=False``: each layer by its rule's formula), ``"relevance"`` (as zennit)
             or ``"modified-forward"``; or one that
-            :func:`captum_lrp_stab.forms.form_of` returns; or ``"stock"``: the same rules under
-            stock ``captum.attr.LRP``, on a copy of the model.
+            :func:`captum_lrp_stab.propagation.forms.form_of` returns; or ``"stock"``: the same
+            rules under stock ``captum.attr.LRP``, on a copy of the model.
         stabilizer: Takes the place of every rule's stabilizer.
         additional_forward_args: Further arguments of the model.
         attention: ``"attnlrp"`` or ``"cp"``.

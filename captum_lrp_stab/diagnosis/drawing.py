@@ -14,10 +14,10 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from captum_lrp_stab.diagnosis.receptive_field import Box
-from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
-from captum_lrp_stab.panels import PALETTE, overlay, scale_of, title
+from captum_lrp_stab.images.style import PALETTE, overlay, scale_of, title
+from captum_lrp_stab.ledger.records import Histogram, LayerRecord
 
 BIAS, BAD, STABILIZER = PALETTE[0], PALETTE[1], PALETTE[4]
 OTHER, INK = "0.6", "0.25"

@@ -25,11 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab import activations, describe, gates, operations
-from captum_lrp_stab.affine import ADAPTIVE, TRANSPOSED, AveragePool, Convolution
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import argument, canonical_name, made, mapped, tensors_in
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.operations import activations, calls, gates, table
+from captum_lrp_stab.operations.calls import argument
+from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.rules import affine_builders
+from captum_lrp_stab.rules.affine import ADAPTIVE, TRANSPOSED, AveragePool, Convolution
+from captum_lrp_stab.tensors.graph import made
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 Masks = Sequence[Tensor]
 HandDown = Callable[[Masks], Masks]
@@ -55,11 +59,11 @@ class _Step(torch.autograd.Function):
         return None, None, *(influence * one for influence, one in ones)
 
 
-_MOVED = operations.MOVING - {"detach", "masked_fill", "where"} | frozenset(
+_MOVED = table.MOVING - {"detach", "masked_fill", "where"} | frozenset(
     "conj imag real view_as_complex view_as_real".split()  # views as well
 )
 _ELEMENTWISE = activations.ACTIVATIONS | activations.LINEAR_SIDES | gates.FUNCTIONS
-_ELEMENTWISE |= operations.QUOTIENTS | operations.ELEMENTWISE
+_ELEMENTWISE |= table.QUOTIENTS | table.ELEMENTWISE
 _ELEMENTWISE |= frozenset(
     """
     abs absolute add batch_norm ceil data detach exp fix floor floor_divide fmax fmin fmod frac
@@ -67,7 +71,7 @@ _ELEMENTWISE |= frozenset(
     sqrt sub subtract threshold trunc where
     """.split()
 )  # max and min only of two tensors: see _way
-_SELECTING = operations.SELECTING | frozenset("msort nanmedian nanquantile quantile".split())
+_SELECTING = table.SELECTING | frozenset("msort nanmedian nanquantile quantile".split())
 _AT_2 = frozenset("kthvalue nanquantile quantile topk".split())  # where their dimension is given
 _LEAVING = {getattr(Tensor, f"__{name}__") for name in "array complex float index int".split()}
 _LEAVING |= {Tensor.item, Tensor.numpy, Tensor.tolist}
@@ -100,7 +104,7 @@ def followed(
         return t
 
     ghostly = mapped(ghost, args), mapped(ghost, kwargs)
-    target = operations.written(func, args, kwargs)
+    target = calls.written(func, args, kwargs)
     with torch.no_grad():
         out = func(*args, **kwargs)
     values = list(filter(_is_number, tensors_in((out if target is None else target,), {})))
@@ -145,8 +149,8 @@ def _way(
         fits = all(_broadcasts(g.shape, shape) for g in ghosts)
         if fits and (alone or name not in activations.LINEAR_SIDES):  # with slopes per channel
             return lambda masks: [masks[0].sum_to_size(g.shape) for g in ghosts]
-    elif func in describe.BUILDERS and reads_x:
-        op = describe.of_call(func, args, kwargs)
+    elif func in affine_builders.BUILDERS and reads_x:
+        op = affine_builders.of_call(func, args, kwargs)
         if isinstance(op, Convolution):
             return lambda masks: [_under_convolution(op, masks[0], x)]
         if isinstance(op, AveragePool):
@@ -257,7 +261,7 @@ def _by_derivative(
     Influence is random too, so that nothing cancels by chance.
     """
     generator = torch.Generator(ghosts[0].device).manual_seed(0)  # torch's own stays as it is
-    is_product = canonical_name(func) in operations.PRODUCTS or func in describe.BUILDERS
+    is_product = canonical_name(func) in table.PRODUCTS or func in affine_builders.BUILDERS
     points: list[Tensor] = []
 
     def random(t: Tensor) -> Tensor:
@@ -277,7 +281,7 @@ def _by_derivative(
     options = {key: value for key, value in kwargs.items() if key not in ("inplace", "out")}
     try:
         with torch.enable_grad():
-            out = operations.out_of_place(func)(*mapped(change, args), **mapped(change, options))
+            out = calls.out_of_place(func)(*mapped(change, args), **mapped(change, options))
             results = list(filter(_is_number, tensors_in((out,), {})))
             messages = [m * random(r) for m, r in zip(masks, results, strict=True)]
             found = torch.autograd.grad(results, points, messages, allow_unused=True)

@@ -16,15 +16,19 @@ import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, operations
-from captum_lrp_stab.carrying import Call
 from captum_lrp_stab.diagnosis.influence import followed
+from captum_lrp_stab.dispatch import call_checks
+from captum_lrp_stab.dispatch.form import Call
+from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.mode import Interception
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.interception import Interception
-from captum_lrp_stab.operations import made, mapped, tensors_in
-from captum_lrp_stab.propagation import as_tuple
-from captum_lrp_stab.rule_set import RuleSet
-from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.propagation import checks
+from captum_lrp_stab.propagation.checks import as_tuple
+from captum_lrp_stab.rules.rule_set import RuleSet
+from captum_lrp_stab.tensors import graph
+from captum_lrp_stab.tensors.graph import made
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,12 @@ class _Following(Interception):
         if self._neuron is not None and tensors:  # what comes after it needs no graph
             with torch.no_grad():
                 return func(*mapped(Tensor.detach, args), **mapped(Tensor.detach, kwargs))
-        checks.check_randomness(func, kwargs, self.places)
+        call_checks.check_randomness(func, kwargs, self.places)
         given = [t for t in tensors if made(t)]
         if not given:
             return self._constant(func, [t for t in tensors if t.requires_grad], args, kwargs)
         with torch.enable_grad():  # what the model computes under no_grad() has influence too
-            checks.check_call(func, args, kwargs, self.places, made)
+            call_checks.check_call(func, args, kwargs, self.places, made)
             written_out = self._written_out(func)
             if written_out is not None:
                 return self._run_inside(func, written_out, args, kwargs)
@@ -168,7 +172,7 @@ class _Following(Interception):
                 f"use {self._use} of operation '{self._layer}': the pass ran it {self._uses} "
                 f"times; the operations it ran are {ran}"
             )
-        for function in operations.custom_functions(operations.graph(self._neuron)):
+        for function in graph.custom_functions(graph.graph(self._neuron)):
             raise ModelError(
                 f"the custom autograd function {function.__name__} does not tell what its result "
                 "depends on; write it in torch functions"

@@ -10,15 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_lrp_stab import document
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.comparison.report import About
 from captum_lrp_stab.diagnosis import drawing
 from captum_lrp_stab.diagnosis.advice import Advice
-from captum_lrp_stab.diagnosis.records import LayerRecord
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
-from captum_lrp_stab.document import (
+from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.ledger.records import LayerRecord
+from captum_lrp_stab.reporting import document
+from captum_lrp_stab.reporting.document import (
     Block,
     Code,
     Document,
@@ -29,8 +30,7 @@ from captum_lrp_stab.document import (
     Section,
     Table,
 )
-from captum_lrp_stab.errors import ReportError
-from captum_lrp_stab.tables import number, to_json, without_nonfinite
+from captum_lrp_stab.reporting.tables import number, to_json, without_nonfinite
 
 _WORST = 4
 _ELSEWHERE = ("changes", "name_map", "relevances")  # of an advice, told in another way

@@ -5,13 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_stab.diagnosis.causes import Cause
-from captum_lrp_stab.diagnosis.ledger import Ledger
-from captum_lrp_stab.diagnosis.locating import Origin, Trouble, Verdict
 from captum_lrp_stab.diagnosis.receptive_field import Box
-from captum_lrp_stab.diagnosis.records import Histogram, LayerRecord
-from captum_lrp_stab.fallbacks import counted
-from captum_lrp_stab.tables import number, to_json, to_text, without_nonfinite
+from captum_lrp_stab.dispatch.fallbacks import counted
+from captum_lrp_stab.ledger.causes import Cause
+from captum_lrp_stab.ledger.locating import Origin, Trouble, Verdict
+from captum_lrp_stab.ledger.records import Histogram, LayerRecord, Ledger
+from captum_lrp_stab.reporting.tables import number, to_json, to_text, without_nonfinite
 
 _NOTHING = 1e-6
 

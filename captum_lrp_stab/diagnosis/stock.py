@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_lrp_stab import kernel
-from captum_lrp_stab.affine import Affine
-from captum_lrp_stab.captum_bridge import RoutingRule, Rule
 from captum_lrp_stab.comparison import captum_reference
-from captum_lrp_stab.comparison.reference import run_checked
-from captum_lrp_stab.comparison.subject import Subject
-from captum_lrp_stab.diagnosis.ledger import ledger_of
-from captum_lrp_stab.diagnosis.measuring import flow_of, total_of
-from captum_lrp_stab.diagnosis.observing import Collector, records_of
-from captum_lrp_stab.diagnosis.records import Flow
-from captum_lrp_stab.diagnosis.watching import Watched
-from captum_lrp_stab.kernel import Division
-from captum_lrp_stab.observation import Observer, Passage, as_it_is, wide
-from captum_lrp_stab.propagation import Propagation
-from captum_lrp_stab.sites import Operation, Site
+from captum_lrp_stab.comparison.base import run_checked
+from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.ledger.measuring import flow_of, total_of
+from captum_lrp_stab.ledger.observing import Collector, records_of
+from captum_lrp_stab.ledger.records import Flow, ledger_of
+from captum_lrp_stab.ledger.watching import Watched
+from captum_lrp_stab.propagation.attribution import Propagation
+from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is, wide
+from captum_lrp_stab.rules import kernel
+from captum_lrp_stab.rules.affine import Affine
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.captum_rules import RoutingRule
+from captum_lrp_stab.rules.kernel import Division
+from captum_lrp_stab.task import Subject
 
 NAME = "stock"
 """What the driver is called where forms are."""

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import checks, forms
-from captum_lrp_stab.captum_bridge import Rule
-from captum_lrp_stab.comparison.subject import Subject, remade, run_each
+from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.errors import InputError
-from captum_lrp_stab.forms import Form
-from captum_lrp_stab.propagation import as_tuple
-from captum_lrp_stab.rule_set import Attention
-from captum_lrp_stab.rules import EpsilonRule, GammaRule
+from captum_lrp_stab.propagation import checks, forms
+from captum_lrp_stab.propagation.checks import as_tuple
+from captum_lrp_stab.propagation.forms import Form
+from captum_lrp_stab.reporting.tables import number, to_text, without_nonfinite
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.rule_set import Attention
+from captum_lrp_stab.rules.standard import EpsilonRule, GammaRule
 from captum_lrp_stab.stabilizers import Signed
-from captum_lrp_stab.tables import number, to_text, without_nonfinite
-from captum_lrp_stab.translation import Rules
+from captum_lrp_stab.task import Subject, remade, run_each
 
 Parameter = Literal["epsilon", "gamma"]
 _TOGETHER = 8

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from captum_lrp_stab import choices
+from captum_lrp_stab import by_name
 from captum_lrp_stab.errors import InputError
 
 _FORMS = "give LOW:HIGH:N such as 1e-9:1e-1:9, a number, or numbers with commas between"
@@ -61,7 +61,7 @@ def combine(names: Sequence[str], grid: Sequence[str] = ()) -> list[str]:
     """Return the stabilizers to run, with their epsilons, each once.
 
     Args:
-        names: As :func:`captum_lrp_stab.choices.stabilizer_of` takes them. One that leaves its
+        names: As :func:`captum_lrp_stab.by_name.stabilizer_of` takes them. One that leaves its
             epsilon out is run at each of the grid; the others, and those of ``UNTOUCHED``, as they
             are.
         grid: Of :func:`epsilons`; without one the epsilons left out are the usual ones.
@@ -74,11 +74,11 @@ def combine(names: Sequence[str], grid: Sequence[str] = ()) -> list[str]:
     swept = False
     for name in names:
         if grid and ":" not in name and name not in UNTOUCHED:
-            choices.stabilizer_of(name)  # an unknown name is told without an epsilon
+            by_name.stabilizer_of(name)  # an unknown name is told without an epsilon
             found += [f"{name}:{epsilon}" for epsilon in grid]
             swept = True
         else:
-            found.append(choices.spelled_out(name))
+            found.append(by_name.spelled_out(name))
     if grid and not swept:
         raise InputError(
             f"epsilon is given, but every stabilizer has one of its own or takes none: "
@@ -87,7 +87,7 @@ def combine(names: Sequence[str], grid: Sequence[str] = ()) -> list[str]:
     chosen: list[str] = []
     seen = []
     for name in found:
-        stabilizer = choices.stabilizer_of(name)
+        stabilizer = by_name.stabilizer_of(name)
         if stabilizer not in seen:
             seen.append(stabilizer)
             chosen.append(name)

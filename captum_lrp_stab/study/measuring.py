@@ -9,22 +9,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_lrp_stab import checks, choices, forms, pictures
-from captum_lrp_stab.comparison.subject import Subject
-from captum_lrp_stab.diagnosis.causes import cause_of
-from captum_lrp_stab.diagnosis.locating import THRESHOLD, Origin, locate, verdict_of
-from captum_lrp_stab.diagnosis.records import LayerRecord
-from captum_lrp_stab.diagnosis.watching import Watched, watch_each
+from captum_lrp_stab import by_name
+from captum_lrp_stab.assignment.name_map import NameMap
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPWarning, PictureError
-from captum_lrp_stab.mapping import NameMap
-from captum_lrp_stab.prepared import Prepared, prepare
+from captum_lrp_stab.images import reading
+from captum_lrp_stab.ledger.causes import cause_of
+from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, locate, verdict_of
+from captum_lrp_stab.ledger.watching import Watched, amplification_of, watch_each
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.rule_set import Attention
-from captum_lrp_stab.sites import Operation
+from captum_lrp_stab.propagation import checks, forms
+from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.study.files import PictureFile
 from captum_lrp_stab.study.records import PictureRecord, Run, Start
-from captum_lrp_stab.summary import statistics
+from captum_lrp_stab.study.statistics import statistics
+from captum_lrp_stab.task import Subject
 from captum_lrp_stab.zoo import Classifier
+from captum_lrp_stab.zoo.prediction import Prepared, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Measurer:
         """
         q = self.question
         try:
-            ready = prepare(q.classifier, pictures.read(file.path), q.dtype, q.target)
+            ready = prepare(q.classifier, reading.read(file.path), q.dtype, q.target)
         except PictureError as error:
             return PictureRecord(file.name, sha256, reason(error, file))
         except InputError as error:  # of the output: the target has been looked at before
@@ -123,7 +124,7 @@ def make_measurer(question: Question) -> Measurer:
         ModelError: The model cannot be followed, or has non-finite parameters.
     """
     classifier, rules = question.classifier, question.rules
-    floating = choices.dtype_of(question.dtype)
+    floating = by_name.dtype_of(question.dtype)
     checks.check_parameters(classifier.model)
     model = classifier.model.to(floating)
     size = classifier.preprocessing.crop
@@ -137,7 +138,7 @@ def make_measurer(question: Question) -> Measurer:
             f"{classes - 1}"
         )
     if isinstance(rules, str):
-        rules = choices.preset_of(rules, classifier.preprocessing)
+        rules = by_name.preset_of(rules, classifier.preprocessing)
     name_map = rules(model, x) if isinstance(rules, Preset) else rules
     subjects = [subject_of(model, x, 0, name_map, name, question) for name in question.names]
     return Measurer(question, name_map, subjects[0].operations())
@@ -147,7 +148,7 @@ def subject_of(
     model: torch.nn.Module, x: Tensor, target: int, rules: NameMap, name: str, question: Question
 ) -> Subject:
     """Return the attribution of a picture under a stabilizer."""
-    stabilizer = choices.stabilizer_of(name)
+    stabilizer = by_name.stabilizer_of(name)
     return Subject(
         model,
         (x,),
@@ -157,21 +158,6 @@ def subject_of(
         attention=question.attention,
         form=forms.form_of(question.form, stabilizer),
     )
-
-
-def amplification_of(records: Sequence[LayerRecord]) -> dict[str, float | None]:
-    """Return how many times each layer amplifies the sum of absolute relevance, by name.
-
-    In order of execution, without the operations that only move values (reshaping, concatenation);
-    None where something is not finite.
-    """
-    return {
-        record.name: None
-        if record.received.nonfinite or record.handed_down.nonfinite
-        else record.amplification
-        for record in records
-        if record.has_rule or record.rule != "moved"
-    }
 
 
 def reason(error: Exception, file: PictureFile) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from captum_lrp_stab.tables import without_nonfinite
+from captum_lrp_stab.reporting.tables import without_nonfinite
 
 STABLE, UNSTABLE, NOT_FINITE = "stable", "unstable", "not finite"
 VERDICTS = (STABLE, UNSTABLE, NOT_FINITE)

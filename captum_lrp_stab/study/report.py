@@ -5,12 +5,19 @@ They hold no time and no date: the same records give the same bytes.
 
 from pathlib import Path
 
-from captum_lrp_stab import document
-from captum_lrp_stab.document import Block, Document, Facts, Notes, Paragraph, Picture, Section
 from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.reporting import document
+from captum_lrp_stab.reporting.document import (
+    Block,
+    Document,
+    Facts,
+    Notes,
+    Paragraph,
+    Picture,
+    Section,
+)
 from captum_lrp_stab.study import words
-from captum_lrp_stab.study.drawing import MOST_PANELS, draw_amplification
-from captum_lrp_stab.study.peaks import curves_of, draw_peaks
+from captum_lrp_stab.study.figures import MOST_PANELS, curves_of, draw_amplification, draw_peaks
 from captum_lrp_stab.study.records import STABLE
 from captum_lrp_stab.study.result import Study, to_json
 from captum_lrp_stab.study.store import write_whole

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from captum_lrp_stab import choices, forms
-from captum_lrp_stab.diagnosis.locating import THRESHOLD
+from captum_lrp_stab import by_name
+from captum_lrp_stab.assignment.name_map import NameMap
 from captum_lrp_stab.errors import ReportError
-from captum_lrp_stab.mapping import NameMap
+from captum_lrp_stab.ledger.locating import THRESHOLD
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.rule_set import Attention
+from captum_lrp_stab.propagation import forms
+from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.study import files, grid
 from captum_lrp_stab.study.files import PictureFile
 from captum_lrp_stab.study.measuring import Measurer, Question, make_measurer
@@ -24,7 +25,7 @@ def study_pictures(
     pictures: Sequence[PictureFile],
     folder: Path,
     *,
-    names: Sequence[str] = choices.DEFAULT_STABILIZERS,
+    names: Sequence[str] = by_name.DEFAULT_STABILIZERS,
     rules: str | NameMap | Preset = "lrp_tutorial",
     target: int | None = None,
     form: str = "gradient",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from captum_lrp_stab.errors import ReportError
-from captum_lrp_stab.report import make_folder
 from captum_lrp_stab.study import settings as settings_module
+from captum_lrp_stab.study.investigation_report import make_folder
 from captum_lrp_stab.study.records import PictureRecord, record_of
 from captum_lrp_stab.study.settings import Settings, differences
 

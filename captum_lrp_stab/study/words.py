@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from captum_lrp_stab.document import Tone
+from captum_lrp_stab.reporting.document import Tone
 from captum_lrp_stab.study.records import NOT_FINITE, STABLE, PictureRecord, Run
 from captum_lrp_stab.study.result import Spread, Study, Summary
 

@@ -1,0 +1,1 @@
+"""From filters, name maps and presets to the rules of the layers of a model."""

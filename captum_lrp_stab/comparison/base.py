@@ -1,0 +1,68 @@
+"""The base class of what a result can be compared with."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab.comparison.recording import Recording
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
+from captum_lrp_stab.task import Subject
+
+TINY = 1e-30
+"""An epsilon that changes nothing but 0/0."""
+
+
+class Reference(ABC):
+    """Another run of the same attribution."""
+
+    name: str
+    #: Whether it runs in float64 whatever the subject's dtype.
+    is_exact = False
+
+    @abstractmethod
+    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+        """Run it, leaving the subject's model and tensors as they are.
+
+        Args:
+            subject: What to attribute.
+            operations: What this package's run gives each operation.
+        """
+
+
+def run_checked(
+    reference: Reference, subject: Subject, operations: Sequence[Operation]
+) -> Recording:
+    """Run a reference and check the shape of what it gives.
+
+    Raises:
+        ReferenceFailedError: It raised an error of its own.
+        InputError: Its relevance has another shape or device than the inputs.
+    """
+    try:
+        done = reference.run(subject, operations)
+    except LRPError:
+        raise
+    except Exception as error:
+        raise ReferenceFailedError(
+            f"the reference {reference.name} raised {type(error).__name__}: {error}"
+        ) from error
+    if len(done.relevances) != len(subject.inputs):
+        raise InputError(
+            f"the reference {reference.name} gave {len(done.relevances)} tensors of relevance for "
+            f"{len(subject.inputs)} inputs"
+        )
+    for index, (r, x) in enumerate(zip(done.relevances, subject.inputs, strict=True)):
+        if r.shape != x.shape or r.device != x.device:
+            raise InputError(
+                f"the reference {reference.name} gave relevance of shape {tuple(r.shape)} on "
+                f"{r.device} for input {index} of shape {tuple(x.shape)} on {x.device}"
+            )
+    return done
+
+
+def where_not_0(z: Tensor) -> Tensor:
+    """Return denominators of LRP-0 under which 0/0 is 0: for layers to which no rule is given."""
+    return torch.where(z == 0, torch.ones_like(z), z)

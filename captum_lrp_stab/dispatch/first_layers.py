@@ -1,0 +1,118 @@
+"""Which tensors hold values of the model's inputs: a layer that reads one is a first layer.
+
+Presets give a first layer a rule of its own, and a network can have several (two inputs, a siamese
+network, stems side by side). On the way there values may be moved, picked, resampled, normalised
+and passed through activations, by operations of which each has an LRP rule. What sums over all of
+an input is no longer a value of it, such as its mean; to subtract that from the input is to
+normalise.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+import captum_lrp_stab.types as types
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.operations import activations, linearized
+from captum_lrp_stab.operations.table import MOVING, SELECTING, canonical_name
+from captum_lrp_stab.tensors import marks
+from captum_lrp_stab.tensors.graph import graph
+from captum_lrp_stab.tensors.nested import tensors_in
+
+SCALING = frozenset(
+    """
+    add addcdiv addcmul batch_norm div divide lerp mul multiply neg negative rmul rsub sub subtract
+    true_divide truediv
+    """.split()
+)
+"""Operations that with constants scale and shift each value for itself."""
+
+_RESAMPLING = frozenset(
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
+    grid_sample interpolate upsample upsample_bilinear upsample_nearest
+    """.split()
+)
+_NORMALISING = frozenset(map(canonical_name, linearized.NORMALISATIONS))
+_KEEPING = (
+    MOVING
+    | SELECTING
+    | SCALING
+    | _RESAMPLING
+    | _NORMALISING
+    | activations.ACTIVATIONS
+    | activations.LINEAR_SIDES
+)
+
+
+def is_read_by_first(x: Tensor, ran: Iterable[Operation]) -> bool:
+    """Return whether a layer that reads a tensor is a first layer.
+
+    Args:
+        x: The tensor.
+        ran: The operations before it; where relevance would pass one of those without a rule on its
+            way from x, the layer is none.
+    """
+    if not marks.get(x, "input"):
+        return False
+    without_rule = {node for o in ran if o.fallback for node in o.nodes or ()}
+    return not without_rule or without_rule.isdisjoint(graph(x))
+
+
+def mark(inputs: Sequence[Tensor], holds: bool = True) -> None:
+    """Remember that tensors are made of the inputs, without a layer.
+
+    Args:
+        inputs: These tensors.
+        holds: Whether they hold values of the inputs.
+    """
+    for t in inputs:
+        marks.put(t, "input", holds)
+
+
+def keeps(func: Callable[..., Any]) -> bool:
+    """Return whether an operation on values of the inputs gives such."""
+    return canonical_name(func) in _KEEPING
+
+
+def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
+    """Return what an operation reads that is made of the inputs, and whether it holds their values.
+
+    To be asked before it runs, for it may write over them. What they are views of is among them.
+
+    Args:
+        data: The tensors it reads that depend on the inputs.
+
+    Returns:
+        Nothing if a layer has part in one of them.
+    """
+    known = [(t, marks.get(t, "input")) for t in data]
+    if any(holds is None for _, holds in known):
+        return []
+    bases = [t._base for t in data if t._is_view() and t._base is not None]
+    known += [(base, marks.get(base, "input")) for base in bases]
+    return [(t, holds) for t, holds in known if holds is not None]
+
+
+def note(
+    operation: Operation,
+    func: Callable[..., Any],
+    result: Any,
+    read: Sequence[tuple[Tensor, bool]],
+) -> None:
+    """Remember that the result of an operation is made of the inputs, unless it is a layer's.
+
+    Args:
+        operation: Its record.
+        func: The torch function.
+        result: What it made.
+        read: What it has read, as :func:`among` gives it; where it has written over that, it is
+            what it was.
+    """
+    is_layer = operation.layer is not None and issubclass(operation.layer, types.Linear)
+    if is_layer or not read:
+        return
+    for t, holds in read:
+        marks.put(t, "input", holds)
+    mark(tensors_in((result,), {}), keeps(func) and any(holds for _, holds in read))

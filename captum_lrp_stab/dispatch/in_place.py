@@ -1,0 +1,20 @@
+"""Writing a result over what an in-place operation writes to."""
+
+from torch import Tensor
+
+from captum_lrp_stab.dispatch.layer_use import current_site
+from captum_lrp_stab.tensors import marks
+
+
+def written_over(target: Tensor, out: Tensor) -> Tensor:
+    """Write what an operation would give out of place to its target, and return that.
+
+    What the target was is reached through ``out``, or not at all.
+    """
+    site = current_site(target)
+    if site is not None:
+        site.keep_copy(target)
+    if not target._is_view():
+        target.detach_()
+    marks.carry(out, target.copy_(out))
+    return target

@@ -1,0 +1,113 @@
+"""What LRP makes of an operation: the way from a torch function to a rule, a factor or shares.
+
+A treatment is a function of the mode that sees the operation, its record, and the call; it returns
+the result of the call, connected to its inputs so that the backward pass carries relevance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from captum_lrp_stab.dispatch import layers, max_pools, products, without_rule
+from captum_lrp_stab.dispatch.contractions import contraction, shift
+from captum_lrp_stab.dispatch.homogeneous import homogeneous
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.sums import ruled_sum
+from captum_lrp_stab.operations import activations, decompositions, gates, linearized, table
+from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.rules import affine_builders
+from captum_lrp_stab.rules.sums import Serving
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.dispatch.mode import Interception
+
+
+Function = Callable[..., Any]
+Treatment = Callable[["Interception", Operation, Function, Any, Any], Any]
+
+unknown = without_rule.unknown
+MOVING: tuple[Treatment, ...] = (
+    without_rule.moving,
+    without_rule.max_pool,
+    without_rule.dropout,
+    layers.pad,
+)
+"""Treatments of operations that move values, and relevance with them."""
+
+
+def of(func: Function, served: Serving = Serving.NOTHING) -> Treatment | None:
+    """Return the treatment of a torch function, or None if nothing is known about it.
+
+    Args:
+        func: The function.
+        served: A layer; or what it is to a rule that is set on it, or on the module that runs it.
+    """
+    if Serving.NOTHING < served < Serving.LAYERS:
+        return ruled_sum
+    if served is Serving.LAYERS and func not in affine_builders.BUILDERS:
+        return contraction
+    return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
+
+
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.feature_alpha_dropout,
+)
+_BY_FUNCTION: dict[Function, Treatment] = {
+    **dict.fromkeys(affine_builders.BUILDERS, layers.affine),
+    **dict.fromkeys(linearized.NORMALISATIONS, products.normalisation),
+    **dict.fromkeys(_DROPOUTS, without_rule.dropout),
+    F.batch_norm: layers.batch_norm,
+    torch.batch_norm: layers.native_batch_norm,
+    F.pad: layers.pad,
+}
+_BY_NAME: dict[str, Treatment] = {
+    **dict.fromkeys(table.MOVING | table.SELECTING, without_rule.moving),
+    **dict.fromkeys(max_pools.POOLS, without_rule.max_pool),
+    **dict.fromkeys(table.MIXING, without_rule.mixing),
+    **dict.fromkeys(table.HOMOGENEOUS, homogeneous),
+    **dict.fromkeys(table.PRODUCTS, products.product),
+    **dict.fromkeys(table.LINEAR_IN_ONE, without_rule.linear_in_one),
+    **dict.fromkeys(table.REDUCING, without_rule.reducing),
+    **dict.fromkeys(table.QUOTIENTS, products.quotient),
+    **dict.fromkeys(gates.FUNCTIONS, without_rule.gate),
+    **dict.fromkeys(activations.ACTIVATIONS, without_rule.activation),
+    **dict.fromkeys(activations.LINEAR_SIDES, without_rule.rectifier),
+    **dict.fromkeys(("add", "sub", "subtract"), shift),
+    "softmax": products.softmax,
+    "softmin": products.softmax,
+}
+_SAME_ARGUMENTS = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.glu, F.pad, torch.Tensor.relu_)
+_BY_OPERATOR: dict[str, Function] = {
+    func.__name__.lstrip("_"): func
+    for func in (*_BY_FUNCTION, *decompositions.WRITTEN_OUT, *activations.RECTIFIERS)
+    if isinstance(func, BuiltinFunctionType) or func in _SAME_ARGUMENTS
+}
+"""From an operator of aten to the function of torch's that it is, where more than a name counts."""
+
+
+def of_operator(func: Function) -> Function:
+    """Return torch's own function if ``func`` is its operator, as exported models call them.
+
+    Example:
+        >>> of_operator(torch.ops.aten.conv2d.default) is torch.conv2d
+        True
+    """
+    if not isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return func
+    library, _, name = str(func).partition(".")  # as in aten.conv2d.default
+    return _BY_OPERATOR.get(name.partition(".")[0].lstrip("_"), func) if library == "aten" else func

@@ -1,0 +1,64 @@
+"""Which constants of a pass are weights: a model's parameters, and what is made of them alone.
+
+A product of values with weights is a layer. A product with another constant, such as an adjacency
+matrix or a mask that the caller gives, only mixes values. What is picked of parameters is weights
+whatever picks it: the matrices of the experts that a router has chosen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lrp_stab.operations.table import MOVING, canonical_name
+from captum_lrp_stab.tensors import marks
+from captum_lrp_stab.tensors.nested import tensors_in
+
+
+class Weights:
+    """The constants of one pass that are a model's own.
+
+    Args:
+        model: The model, whose buffers may take part in what parameters make.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = {id(t): t for t in model.buffers()}
+        self.used: set[int] = set()  # parameters of which others are made, by their identity
+
+    def has(self, t: Tensor) -> bool:
+        """Return whether a constant is a parameter, or made of parameters."""
+        return bool(self._origin(t))
+
+    def origin(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool | None:
+        """Return whether an operation makes something of parameters; None if of others' data too.
+
+        To be asked before it runs: it may write over its arguments.
+        """
+        name = canonical_name(func)
+        tensors = tensors_in(args, kwargs)
+        self.used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
+        if name in MOVING or name == "embedding":  # of these, whatever indices say which
+            tensors = list(filter(_has_digits, tensors)) or tensors
+        origins = set(map(self._origin, tensors))
+        reads = not name.startswith("new_") and not name.endswith("_like")  # more than a shape
+        return None if None in origins else reads and True in origins
+
+    def note(self, result: Any, origin: bool | None) -> None:
+        """Remember what an operation without data has made, and of what."""
+        for t in tensors_in((result,), {}) if origin is not None else ():
+            own = isinstance(t, nn.Parameter) or id(t) in self._buffers  # the user's are left alone
+            if not own and not t.is_inference():  # which has no version
+                marks.put(t, "weights", origin)
+
+    def _origin(self, t: Tensor) -> bool | None:
+        if isinstance(t, nn.Parameter):
+            return True
+        if id(t) in self._buffers:
+            return False
+        known: bool | None = marks.get(t, "weights")
+        return known
+
+
+def _has_digits(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()

@@ -1,0 +1,1 @@
+"""Reading, arranging and drawing pictures and heatmaps."""

@@ -1,0 +1,1 @@
+"""The passes: how relevance is carried from the output to the inputs."""

@@ -1,0 +1,100 @@
+"""The nodes of the autograd graph whose backward pass is this package's own, in gradient form.
+
+What a node keeps has no node of its own. A tensor the model writes over in place, as in
+``x += f(x)``, is by then made by the nodes that have read it: if one of them kept it with its node,
+the two would keep each other, and all the activations of the pass, for ever, because the garbage
+collector does not see what the graph holds. A detached tensor shares the version that tells
+autograd of such a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.operations import activations
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.dispatch.form import Call
+    from captum_lrp_stab.propagation.gradient_form import GradientForm
+
+
+class RuleStep(torch.autograd.Function):
+    """A layer's output whose backward pass is the coefficient of its rule."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, form: GradientForm
+    ) -> Tensor:
+        """Return the layer's own output."""
+        z = call()
+        if z._is_view():  # an in-place operation on the output of a Function must not meet a view
+            z = z.clone()
+        site.keep(z)
+        ctx.save_for_backward(x.detach())
+        ctx.site, ctx.form, ctx.has_carrier = site, form, carrier is not None
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return the coefficient for x, or the relevance for the carrier."""
+        site, c = ctx.site, upstream[0]
+        try:
+            (x,) = ctx.saved_tensors
+        except RuntimeError as error:
+            raise ModelError(
+                f"layer '{site.name}': the model writes over the layer's input, in place, after "
+                "the layer has read it; make that operation out of place"
+            ) from error
+        form: GradientForm = ctx.form
+        result = form.handed_down(site, x, c)
+        direct = ctx.has_carrier and not site.rule.proportional
+        gradients = (None, result) if direct else (result, None)
+        return *gradients, None, None, None
+
+
+class FactorStep(torch.autograd.Function):
+    """An activation whose backward pass multiplies by g(z) / z; ``g`` must not hold z either."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        slope: float,
+        g: Callable[[Tensor], Tensor],
+        kept: Tensor | None,
+        site: Site | None,
+    ) -> Tensor:
+        """Return ``g(z)``."""
+        y = g(z)
+        if kept is not None:  # g has written over z
+            ctx.mark_dirty(z)
+        ctx.save_for_backward(z.detach() if kept is None else kept)
+        ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
+        ctx.slope, ctx.g, ctx.site = slope, g, site
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        """Return ``c * g(z) / z``."""
+        try:
+            (z,) = ctx.saved_tensors
+        except RuntimeError as error:
+            raise ModelError(
+                "the model writes over the input of an activation, in place, after the activation "
+                "has read it; make that operation out of place"
+            ) from error
+        y = ctx.y
+        if y._version != ctx.version:  # written over since
+            y = ctx.g(z.clone() if ctx.in_place else z)
+        c, site = upstream[0], ctx.site
+        if site is not None and site.readers < 2 and c.shape == y.shape:
+            site.activation = y  # the layer below does the same in fewer steps
+        else:
+            c = activations.scaled(c, z, y, ctx.slope)
+        return c, None, None, None, None

@@ -1,0 +1,334 @@
+"""LRP in gradient form, in one forward and one backward pass of an unchanged model.
+
+The backward pass carries the coefficient c of each tensor, with relevance R = tensor * c; it starts
+with 1 at the target and ends with ``input * c``. Every operation that is linear through 0 on each
+of its pieces (ReLU, max pooling, +, mean, cat, reshape, ...) is exactly LRP-0 under plain autograd;
+layers with a rule, and other activations, get a custom backward pass.
+
+Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8; see ``kernel`` for the formulas.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_stab.dispatch import first_layers
+from captum_lrp_stab.dispatch.form import Call, Follow
+from captum_lrp_stab.dispatch.layer_use import Site, current_site
+from captum_lrp_stab.dispatch.mode import Interception
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.errors import ModelError, UnreachedError
+from captum_lrp_stab.fast import coefficients
+from captum_lrp_stab.operations import activations, calls
+from captum_lrp_stab.operations.calls import first, rest
+from captum_lrp_stab.propagation.autograd_nodes import FactorStep, RuleStep
+from captum_lrp_stab.propagation.carriers import Carriers
+from captum_lrp_stab.propagation.observer import Observer, Passage
+from captum_lrp_stab.propagation.probes import CarrierProbeStep, Probe, Probes
+from captum_lrp_stab.rules import kernel
+from captum_lrp_stab.rules.kernel import Division
+from captum_lrp_stab.tensors.blocks import Buffer
+from captum_lrp_stab.tensors.complex_values import as_real, like, total
+
+
+def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the relevance ``x * c / scale``, 0 where either is 0; part by part of complex ones."""
+    x_, c_ = as_real(x), as_real(c)
+    R = x_ * c_ if scale == 1 else (x_.float() * c_.float() / scale).to(x_.dtype)
+    if not bool(R.sum().isfinite()):  # else 0 times anything is 0 already
+        R.masked_fill_((x_ == 0) | (c_ == 0), 0)
+    return like(R, x)
+
+
+def divided(R: Tensor, x: Tensor) -> Tensor:
+    """Return the coefficient ``R / x``, where 0/0 is 0; part by part of complex ones."""
+    x_ = as_real(x)
+    return like((as_real(R) / x_).masked_fill(x_ == 0, 0), x)
+
+
+class GradientForm(Interception):
+    """Carry coefficients; see the module's docstring."""
+
+    #: In float16 what is carried is multiplied by this: coefficients below 1e-7, which would be
+    #: rounded to 0, are common, and such above 64 are not. All is proportional to the seed, so that
+    #: a power of 2 changes nothing else.
+    float16_scale = 2.0**10
+    #: Whether the backward pass of an activation multiplies by g(z) / z, as it does here.
+    has_factors = True
+
+    def prepare(
+        self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], observer: Observer | None
+    ) -> tuple[Tensor, ...]:
+        """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
+        self.observer = observer
+        self._scale = 1.0  # of what the backward pass carries
+        self._is_last = False  # not before ours: the model may run one of its own
+        self._buffer = Buffer()
+        self._constants: list[Tensor] = []  # which count as data, because a probe is there
+        self.direct_uses: list[Site] = []  # layers whose rule is not proportional to their input
+        # by a weak reference: a cycle would keep the model alive until the garbage collector runs
+        self._probes = Probes(probes, weakref.proxy(self))
+        self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
+        self.sources = (*self.leaves, *self.carriers)
+        stand_ins = tuple(leaf.clone() for leaf in self.leaves)
+        self._origins.note(stand_ins)
+        self._beside = Carriers(zip(stand_ins, self.carriers, strict=True))
+        first_layers.mark(stand_ins)
+        return stand_ins
+
+    def seed(self, score: Tensor) -> Tensor:
+        """Return what the backward pass starts with."""
+        return torch.ones_like(score)
+
+    def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
+        """Return the relevance of a tensor, given what the backward pass carries for it."""
+        return total(times(value, carried, self._scale))
+
+    def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
+        """Run the backward pass and return the relevance of each input.
+
+        Args:
+            score: The target's output, shape ``(N,)``.
+            is_last: Whether no other backward pass follows.
+
+        Raises:
+            UnreachedError: The score does not depend on any input.
+        """
+        self._is_last = is_last
+        points = (*self.leaves, *self.carriers, *self._constants)
+        gradients: tuple[Tensor | None, ...] = ()
+        if score.requires_grad:
+            half = any(t.dtype == torch.float16 for t in (score, *self.leaves))
+            self._scale = self.float16_scale if half else 1.0
+            gradients = self._gradients(score, points)
+            if self._scale != 1 and not self._are_finite(gradients):
+                self._scale = 1.0
+                self.forget_relevance()
+                gradients = self._gradients(score, points)
+        if all(gradient is None for gradient in gradients):
+            model = type(self.places.modules[""]).__name__
+            raise UnreachedError(
+                f"the output of {model} does not depend on the inputs through "
+                "differentiable operations; remove torch.no_grad(), detach() or argmax "
+                "from its forward"
+            )
+        n = len(self.leaves)
+        totals = []
+        for leaf, c, direct in zip(self.leaves, gradients[:n], gradients[n : 2 * n], strict=True):
+            total = torch.zeros_like(leaf)
+            if c is not None:
+                total = self.noted(leaf.detach(), c, self.carries_relevance(leaf))
+            totals.append((total if direct is None else total + direct / self._scale).detach())
+        return tuple(totals)
+
+    def forget_relevance(self) -> None:
+        """Drop what was seen of the backward pass, before another one."""
+        for probe in self._probes:
+            probe.forget()
+        if self.observer is not None:
+            self.observer.again()
+
+    def release(self) -> None:
+        """Let go of the tensors of the pass: their graph holds what notes relevance."""
+        super().release()
+        self._beside.clear()
+        self.direct_uses.clear()
+        self.leaves = self.carriers = ()
+        self._constants.clear()
+        self._probes = Probes((), weakref.proxy(self))
+
+    def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
+        noted = (R for probe in self._probes for R in probe.relevances)
+        return all(bool(t.isfinite().all()) for t in (*gradients, *noted) if t is not None)
+
+    def _gradients(self, score: Tensor, points: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        seed, again = self.seed(score) * self._scale, self.retains
+        try:
+            return torch.autograd.grad(score, points, seed, retain_graph=again, allow_unused=True)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise ModelError(
+                "the model writes in place over a value that its backward pass needs, such as the "
+                "output of a ReLU that is no longer the last to be written; training it would fail "
+                f"in the same way, with: {error}. Make that operation out of place"
+            ) from error
+
+    def settle(self, output: Any, whole: bool = False) -> None:
+        """Note which operations relevance reaches."""
+        self.direct_uses.clear()
+        super().settle(output, whole)
+
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the layer's output with its rule as backward pass."""
+        proportional = all(rule.proportional for rule in site.rules)
+        carrier = None if proportional else self.carrier_of(site)
+        out: Tensor = RuleStep.apply(site.x, carrier, call, site, self)
+        if self.observer is not None:
+            self.observer.forward(site.operation, site.x, out, out)
+        return out
+
+    def handed_down(self, site: Site, x: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of a layer's input, or the relevance."""
+        plain = self.optimize and self.observer is None
+        if plain and coefficients.has_own_weights(site.rule) and site.is_wide(c):
+            op, c = site.affine, site.through_batch_norm(c)
+        else:
+            op = site.op
+        z, rectified = site.pre_activation(op, x, c)
+        result: Tensor | None = None
+        if self.observer is not None:
+            result = self.observed(self.observer, site, x, z, c)
+        elif plain:
+            known = coefficients.Known(site.nonnegative, rectified or site.is_cut, rectified)
+            place = site.name, site.operation.batch_norm
+            tools = coefficients.Tools(self._buffer, site.memo, site.store, place)
+            result = coefficients.coefficient(site.rule, op, x, z, c, known, tools, site.activation)
+        if result is None:
+            if site.activation is not None:
+                c = activations.scaled(c, z, site.activation, 0.0)  # of what is 0 no matter
+            result = site.rule.coefficient(op, x, z, c)
+        site.release(self.retains)
+        return result
+
+    @property
+    def retains(self) -> bool:
+        """Whether there may be another backward pass."""
+        return self._scale != 1 or not self._is_last
+
+    def observed(self, observer: Observer, site: Site, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of ``x``, or the relevance, and tell the observer."""
+        rule, op, sent = site.rule, site.op, None
+        if rule.is_by_messages:
+            sent = list(rule.messages(op, x, z, c, Division.COEFFICIENT))
+            result = kernel.coefficient(sent, op, x)
+        else:
+            result = rule.coefficient(op, x, z, c)
+
+        def scaled(value: Tensor, relevance: Tensor) -> Tensor:
+            return relevance / self._scale
+
+        above = self.relevance_of
+        below = above if rule.proportional else scaled
+        how = Division.COEFFICIENT
+        observer.backward(
+            Passage(
+                *(site.operation, (x,), z, c, (result,), how, above, below, site, sent),
+                scale=self._scale,
+            )
+        )
+        return result
+
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
+        site = self._layer_of(z)
+        return FactorStep.apply(z, slope, g, None, site)  # type: ignore[no-any-return]
+
+    def _layer_of(self, z: Tensor) -> Site | None:
+        """Return the layer whose output ``z`` is, if it can do the activation's step too."""
+        plain = self.has_factors and self.optimize and self.observer is None
+        site = current_site(z) if plain and not self._probes else None
+        return site if site is not None and site.keeps_sign else None
+
+    def activation_in_place(
+        self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
+    ) -> Tensor:
+        """Write ``g(z)`` over ``z`` and return it, with ``g(z) / z`` as backward factor."""
+        # a custom function must not write to a view; other forms have activations of their own
+        if z._is_view() or not self.has_factors:
+            return super().activation_in_place(z, slope, g, kept)
+        out: Any = FactorStep.apply(z, slope, g, kept, self._layer_of(z))
+        out.grad_fn.version = out._version  # which autograd has raised once more
+        return out  # type: ignore[no-any-return]
+
+    def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a rectifier as an activation, in place where it is."""
+        x, options = first(args, kwargs), rest(kwargs)
+        further = args[1:]  # not args in a function that the graph keeps: see FactorStep
+        out = self.activation(x, 0.0, lambda z: func(z.clone(), *further, **options))
+        return x.copy_(out) if calls.writes(func, args, kwargs) else out
+
+    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+        """Return what lets carriers follow an operation that reads inputs."""
+        return self._beside.following(func, args, kwargs)
+
+    def carrier_of(self, site: Site) -> Tensor | None:
+        """Return what collects the relevance of an input beside it, None if ``site`` reads none."""
+        carrier = self._beside.of(site.x)
+        site.reads_input = carrier is not None
+        self.direct_uses.append(site)
+        return carrier
+
+    # probes --------------------------------------------------------------------------------------
+
+    def on_input(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Probe a module's inputs if asked to."""
+        with torch._C.DisableTorchFunction():
+            return self._probes.entering(name, args, kwargs)
+
+    def on_output(self, name: str, output: Any) -> Any:
+        """Probe a module's output if asked to."""
+        with torch._C.DisableTorchFunction():
+            return self._probes.leaving(name, output, output)
+
+    def on_merge(self, site: Site, call: Call) -> Tensor:
+        """Probe a layer behind its batch norm, with which it is one layer."""
+        if self.observer is not None:
+            self.observer.forget(site.operation)
+        out = super().on_merge(site, call)
+        for name in (site.name, site.operation.owner):
+            self._probes.watched(name, out, out)
+        return out
+
+    def on_operands(
+        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Probe the arguments of an operation if asked to, unless its module does so."""
+        names = (operation.name, operation.owner) if operation.owner else (operation.name,)
+        modules, places = self.places.modules, self.places
+        operation.places = tuple(
+            n
+            for n in names
+            if n not in modules or (not places.is_running(n) and self._probes.want(n))
+        )
+        for name in operation.places:
+            args, kwargs = self._probes.entering(name, args, kwargs)
+        return args, kwargs
+
+    def _list_unseen(self, t: Tensor, names: str) -> str:
+        """List what has made a tensor, and probe that if asked to."""
+        name = super()._list_unseen(t, names)
+        self._probes.watched(name, t, t)
+        return name
+
+    def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
+        """Probe the result of an operation if asked to, unless its module does so."""
+        for name in reversed(operation.places):
+            output = self._probes.leaving(name, output, result)
+        return output
+
+    def as_data(self, t: Tensor) -> Tensor:
+        """Return a copy of a constant that counts as if it came from an input, with relevance."""
+        with torch.enable_grad():
+            leaf = t.detach().clone().requires_grad_()
+            self._constants.append(leaf)
+            return self.known(leaf.clone())
+
+    def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
+        """Return the relevance of a value, given what the backward pass hands it."""
+        return total(carried / self._scale) if as_it_is else self.relevance_of(value, carried)
+
+    def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
+        """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
+        carrier = self._beside.of(t)
+        if carrier is not None:
+            noting = CarrierProbeStep.apply(carrier, lambda R: note(R / self._scale))
+            self._beside.put(copy, noting)
+
+    def carry(self, source: Tensor, target: Tensor) -> None:
+        """Let what is carried beside a tensor stand beside another that has its values now."""
+        self._beside.carry(source, target)

@@ -1,0 +1,225 @@
+r"""LRP in relevance form: the backward pass carries relevance, as in Captum and zennit.
+
+Operations that mix values hand down :math:`R_{in} = x \odot J^T (R / s(z))`, by their rule or,
+without one, as LRP-0 (+, mean, batch norm on its own, ...); operations that move or select values
+hand down what they moved; activations pass relevance unchanged. The division is not protected: a
+denominator of 0 gives NaN, which is what this form is for; but a part of a complex number that is 0
+without relevance, as where a real one became complex, has none to divide. An operation of no known
+kind is an error, because its gradient, taken for relevance, would be wrong without a word.
+
+Source: Bach et al. 2015.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import captum_lrp_stab.stabilizers as stabilizers
+from captum_lrp_stab.dispatch.form import Call
+from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.errors import ModelError
+from captum_lrp_stab.operations import activations, calls
+from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
+from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
+from captum_lrp_stab.rules import kernel
+from captum_lrp_stab.rules.kernel import Division
+from captum_lrp_stab.rules.rule_set import RuleSet
+from captum_lrp_stab.stabilizers import Identity, StabilizerLike
+from captum_lrp_stab.tensors import graph, nested
+from captum_lrp_stab.tensors.complex_values import as_real, like, total
+from captum_lrp_stab.tensors.step import Backward, Step
+
+
+class RelevanceForm(GradientForm):
+    """Carry relevance itself in the backward pass; see the module's docstring.
+
+    Args:
+        model: See :class:`~captum_lrp_stab.dispatch.mode.Interception`.
+        rule_set: The rule of each operation.
+        stabilizer: Of every other operation that mixes values (+, mean, batch norm on its own,
+            ...); None for none.
+    """
+
+    float16_scale = 1.0  # unprotected here as well
+    has_factors = False
+
+    def __init__(
+        self, model: nn.Module, rule_set: RuleSet, stabilizer: StabilizerLike | None = None
+    ) -> None:
+        super().__init__(model, rule_set)
+        self.stabilizer = Identity() if stabilizer is None else stabilizers.ensure(stabilizer)
+
+    def seed(self, score: Tensor) -> Tensor:
+        """Return the score: its relevance."""
+        return score.detach()
+
+    def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
+        """Return what is carried."""
+        return total(carried)
+
+    def settle(self, output: Any, whole: bool = False) -> None:
+        """Note which operations relevance reaches.
+
+        Raises:
+            ModelError: It reaches one of which nothing is known.
+        """
+        super().settle(output, whole)
+        for operation in self.operations:
+            if operation.fallback and operation.reached:
+                self._refuse(operation, operation.fallback)
+
+    def affine(self, site: Site, call: Call) -> Tensor:
+        """Return the layer's output with its rule as backward pass."""
+        x = site.x.detach().clone()  # the model may write over its own
+        with torch.no_grad():
+            z = call()
+        site.keep(z)
+
+        def backward(R: Tensor) -> tuple[Tensor]:
+            if self.observer is None:
+                return (site.rule.relevance(site.op, x, z, R),)
+            return (observed_relevance(self.observer, site, x, z, R, Division.BARE),)
+
+        if self.observer is not None:
+            self.observer.forward(site.operation, x, z, z)
+        carrier = None if site.rule.proportional else self._beside.of(site.x)
+        below = site.x if carrier is None else carrier
+        return Step.apply(backward, z, below)  # type: ignore[no-any-return]
+
+    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``g(z)``; relevance passes unchanged."""
+        with torch.no_grad():
+            y = g(z)
+        return Step.apply(passing(z.detach(), y, slope), y, z)  # type: ignore[no-any-return]
+
+    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Return the output of an operation without a rule: ``x * VJP(R / s(z))`` for each x."""
+        if kwargs.get("out") is not None:
+            self._refuse(operation, "it writes to 'out'")
+        given = nested.tensors_in(args, kwargs)
+        inputs = {id(t): t for t in given if self.depends_on_input(t)}
+        values = {key: t.detach().clone() for key, t in inputs.items()}
+
+        def stand_in(t: Tensor) -> Tensor:
+            return values[id(t)] if id(t) in values else t.detach()
+
+        # not the arguments themselves: where one is written to it would hold its own graph
+        standing = nested.mapped(stand_in, args), nested.mapped(stand_in, kwargs)
+        points = {id(v): as_real(v).detach().requires_grad_() for v in values.values()}
+        plain = calls.out_of_place(func)
+
+        def run(others: Mapping[int, Tensor]) -> Any:
+            """Return the result with others in the place of the points."""
+
+            def change(t: Tensor) -> Tensor:
+                return like(others[id(t)], t) if id(t) in others else t
+
+            with torch.enable_grad():
+                return plain(
+                    *nested.mapped(change, standing[0]),
+                    **nested.mapped(change, standing[1]),
+                )
+
+        given_back = run(points)
+        if not any(
+            t.requires_grad for t in nested.tensors_in((given_back,), {})
+        ):  # a surrogate holds all of them constant
+            return given_back if plain is func else args[0].copy_(given_back)
+        result = self._one_of(given_back, operation)
+        z, values_of_z = as_real(result), result.detach()
+        nodes = graph.graph(z)
+        taking = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        # without those that a surrogate holds constant
+        places = {key: points[id(value)] for key, value in values.items()}
+        inputs = {key: t for key, t in inputs.items() if id(places[key]) in taking}
+        xs = tuple(places[key] for key in inputs)
+        kinds = tuple(values[key] for key in inputs)
+
+        def magnitude() -> Tensor:
+            nothing = {key: torch.zeros_like(x) for key, x in points.items()}
+            each = (run(nothing | {key: x.detach().abs()}) for key, x in points.items())
+            ones = (as_real(self._one_of(one, operation)) for one in each)
+            return torch.stack([one.abs() for one in ones]).sum(0)
+
+        def backward(R: Tensor) -> tuple[Tensor, ...]:
+            s = stabilizers.apply(self.stabilizer, z.detach(), magnitude)
+            R = as_real(R)
+            if values_of_z.is_complex():  # a part that is 0 whatever the input, as of a real number
+                s = s.masked_fill((R == 0) & (s == 0), 1)
+            message = R / s
+            gradients = torch.autograd.grad(z, xs, message)
+            results = tuple(x.detach() * g for x, g in zip(xs, gradients, strict=True))
+            if self.observer is not None:
+                self.observer.backward(
+                    Passage(
+                        operation,
+                        tuple(x.detach() for x in xs),
+                        z.detach(),
+                        R,
+                        results,
+                        Division.BARE,
+                        as_it_is,
+                        as_it_is,
+                        stabilized=s,
+                        magnitude=magnitude,
+                    )
+                )
+            return tuple(like(r, kind) for r, kind in zip(results, kinds, strict=True))
+
+        out = Step.apply(backward, values_of_z, *inputs.values())
+        if plain is not func:
+            return args[0].copy_(out)
+        return nested.mapped(lambda t: out if t is result else t, given_back)
+
+    def _one_of(self, given_back: Any, operation: Operation) -> Tensor:
+        """Return the one result that depends on the input, beside such as indices."""
+        found = nested.tensors_in((given_back,), {})
+        results = [t for t in found if t.is_floating_point() or t.is_complex()]
+        if len(results) != 1:
+            self._refuse(operation, "it gives several results")
+        return results[0]
+
+    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Return a ReLU, or one of its kin; relevance passes unchanged."""
+        return self.as_activation(func, args, kwargs)
+
+    def _refuse(self, operation: Operation, reason: str) -> None:
+        raise ModelError(
+            f"operation '{operation.name}' ({operation.kind}) has no rule in relevance form: "
+            f"{reason}, and passing its gradient on as relevance would be wrong; use the gradient "
+            "form"
+        )
+
+
+def observed_relevance(
+    observer: Observer, site: Site, x: Tensor, z: Tensor, R: Tensor, division: Division
+) -> Tensor:
+    """Return the relevance of ``x``, and tell an observer."""
+    rule, op, sent = site.rule, site.op, None
+    if rule.is_by_messages:
+        sent = list(rule.messages(op, x, z, R, division))
+        result = kernel.relevance(sent, op, x)
+    else:
+        result = rule.relevance(op, x, z, R, division is Division.PROTECTED)
+    observer.backward(
+        Passage(site.operation, (x,), z, R, (result,), division, as_it_is, as_it_is, site, sent)
+    )
+    return result
+
+
+def passing(z: Tensor, y: Tensor, slope: float) -> Backward:
+    """Return the function from the relevance of an activation's value to that of its input.
+
+    It passes unchanged; how a complex number's is divided between its parts follows from theirs.
+
+    Args:
+        z: The input.
+        y: The value.
+        slope: At 0.
+    """
+    if not z.is_complex():
+        return lambda R: (R,)
+    return lambda R: (times(z, activations.scaled(divided(R, y), z, y, slope)),)

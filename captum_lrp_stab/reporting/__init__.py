@@ -1,0 +1,1 @@
+"""Reports as documents, tables and progress bars."""

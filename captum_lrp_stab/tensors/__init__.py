@@ -1,0 +1,1 @@
+"""Nested structures, the autograd graph, marks on tensors, blocks that fit the cache: no LRP."""

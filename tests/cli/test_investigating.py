@@ -1,0 +1,233 @@
+"""The command: what it writes and prints, and that no mistake ends in a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import squeezenet1_1
+
+from captum_lrp_stab import __version__, zoo
+from tests.helpers.commands import command, failed
+
+SMALL = ("--model", "squeezenet1_1", "--weights", "none", "--stabilizer", "signed")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "report"
+
+
+def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The study offline, from beginning to end."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "captum_lrp_stab.cli", "investigate"],
+        cwd=tmp_path,
+        env=environment | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b[" not in done.stdout  # no colours: this is no terminal
+    assert "espresso" in done.stdout
+    assert "quadratic-mean:0.1" in done.stdout
+    folder = tmp_path / "lrp-investigation"
+    assert {p.name for p in folder.iterdir()} == {"report.json", "report.md", "heatmaps.png"}
+    content = json.loads((folder / "report.json").read_text())
+    assert content["picture"] == "skimage.data.coffee"
+    findings = {f["name"]: f for f in content["findings"]}
+    assert list(findings) == [
+        "none",
+        "signed:0.1",
+        "quadratic-mean:0.1",
+        "additive:0.1",
+        "clip:0.1",
+    ]
+    assert all(f["finite"] for f in findings.values())
+    patches = findings["quadratic-mean:0.1"]["pixels"]["peak_over_median"]
+    assert patches > 100 * findings["signed:0.1"]["pixels"]["peak_over_median"]
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_lrp_stab.cli", "investigate", "nothing.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nothing.png does not exist; give the path of an image file\n"
+
+
+def test_every_option_at_once(tmp_path: Path, out: Path) -> None:
+    image = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(
+        image
+    )
+    weights = tmp_path / "weights.pth"
+    torch.save(zoo.load("squeezenet1_1", "none", seed=5).model.state_dict(), weights)
+    result = command(
+        *("investigate", image, "--model", "squeezenet1_1", "--weights", weights),
+        *("--target", "7", "--rules", "zero", "--stabilizer", "none"),
+        *("--stabilizer", "clip:0.01", "--form", "modified-forward", "--dtype", "float64"),
+        *("--detect-anomaly", "--seed", "3", "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads((out / "report.json").read_text())
+    assert content["target"] == 7
+    assert (content["model"], content["weights"]) == ("squeezenet1_1", "weights.pth")
+    assert (content["form"], content["rules"], content["dtype"]) == (
+        "modified-forward",
+        "zero",
+        "float64",
+    )
+    assert [f["stabilizer"] for f in content["findings"]] == ["Identity()", "Clip(epsilon=0.01)"]
+    assert "heatmaps.png" in result.stdout
+
+
+def gray() -> Image.Image:
+    return Image.fromarray(np.arange(0, 256, dtype=np.uint8).reshape(16, 16))
+
+
+def sixteen_bits() -> Image.Image:
+    return Image.fromarray(np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16))
+
+
+def alpha() -> Image.Image:
+    image = gray().convert("RGBA")
+    image.putalpha(100)
+    return image
+
+
+@pytest.mark.parametrize("make", [gray, sixteen_bits, alpha, lambda: Image.new("RGB", (1, 1))])
+def test_pictures_of_every_kind(tmp_path: Path, out: Path, make: Callable[[], Image.Image]) -> None:
+    make().save(tmp_path / "x.png")
+    result = command("investigate", tmp_path / "x.png", *SMALL, "--out", out)
+    assert result.exit_code == 0, result.output
+
+
+def test_bad_pictures(tmp_path: Path, out: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.png").write_text("castle")
+    for name, part in (("half.png", "truncated"), ("text.png", "is not an image file")):
+        failed(command("investigate", tmp_path / name, *SMALL, "--out", out), name, part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--model", "resnet19"), ("'resnet19'", "did you mean resnet18")),
+        (("--stabilizer", "sined"), ("'sined'", "did you mean signed")),
+        (("--rules", "lrp"), ("'lrp'", "epsilon_gamma_box")),
+        (("--form", "grad"), ("'grad'", "modified-forward")),
+        (("--dtype", "int8"), ("'int8'", "float64")),
+        (("--target", "1000"), ("target 1000 is out of range", "0 to 999")),
+        (("--weights", "nothing.pth"), ("nothing.pth does not exist",)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_wrong_words(arguments: tuple[str, ...], parts: tuple[str, ...], out: Path) -> None:
+    failed(command("investigate", *SMALL, *arguments, "--out", out), *parts)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(2)}, path)
+    result = command("investigate", "--weights", path, "--out", out)
+    failed(result, "other.pth does not fit efficientnet_lite0", "such as _conv_stem.weight")
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    result = command("investigate", "--model", "resnet18", "--out", out)
+    failed(result, "resnet18-f37072fd.pth", "--weights", "--weights none")
+
+
+def test_a_model_with_gates_in_relevance_form(out: Path) -> None:
+    result = command(
+        *("investigate", "--model", "mobilenet_v3_small", "--weights", "none"),
+        *("--form", "relevance", "--stabilizer", "signed", "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "report.json").read_text())["fallbacks"] == []
+
+
+def test_a_folder_that_cannot_be_made_is_found_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = command("investigate", "--out", tmp_path / "file" / "folder")
+    failed(result, "cannot make the folder", "--out")
+
+
+def test_an_option_of_the_wrong_type() -> None:
+    result = command("investigate", "--target", "castle")
+    assert result.exit_code == 2
+    assert "--target" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_help_has_examples_and_every_option() -> None:
+    result = command("investigate", "--help")
+    assert result.exit_code == 0
+    assert "captum-lrp-stab investigate cat.jpg" in result.output
+    for option in (
+        *("--model", "--weights", "--target", "--rules", "--stabilizer", "--form", "--dtype"),
+        *("--detect-anomaly", "--seed", "--out"),
+    ):
+        assert option in result.output
+
+
+def test_version_and_no_command() -> None:
+    assert command("--version").output == f"captum-lrp-stab {__version__}\n"
+    assert "investigate" in command().output
+
+
+def test_a_score_that_is_not_finite_is_reported(tmp_path: Path, out: Path) -> None:
+    """Relevance can be finite, even 0, where the modified forward pass ends in NaN."""
+    options = "--model googlenet --weights none --form modified-forward --stabilizer none".split()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    result = command("investigate", tmp_path / "noise.png", *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    (finding,) = json.loads((out / "report.json").read_text())["findings"]
+    assert finding["score"] is None
+    assert finding["sum_over_score"] is None
+    assert "the score is not finite" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "entry", [(1, torch.zeros(1)), ("a", torch.zeros(1) * 1j)], ids=["name", "complex"]
+)
+def test_a_weights_file_that_is_no_state_dict(tmp_path: Path, out: Path, entry) -> None:
+    path = tmp_path / "strange.pth"
+    torch.save(dict([entry]), path)
+    result = command("investigate", "--model", "resnet18", "--weights", path, "--out", out)
+    failed(result, "no state dict; save one by")
+
+
+def test_dollar_signs_and_names_that_are_no_text(tmp_path: Path, out: Path) -> None:
+    weights = tmp_path / "a$_$b.pth"
+    torch.save(squeezenet1_1().state_dict(), weights)
+    picture = tmp_path / os.fsdecode(b"odd\xff.png")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture, format="PNG")
+    options = ("--model", "squeezenet1_1", "--weights", weights, "--stabilizer", "signed:0.1")
+    result = command("investigate", picture, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "heatmaps.png").exists()
+    assert "odd\\udcff.png" in (out / "report.md").read_text()
