@@ -11,7 +11,6 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
 from captum_lrp_stab.assignment.rules_of_model import Rules, rule_set_of
-from captum_lrp_stab.comparison.recording import Recording, Uses
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.propagation.attribution import (
@@ -22,6 +21,7 @@ from captum_lrp_stab.propagation.attribution import (
 )
 from captum_lrp_stab.propagation.checks import coarsest_dtype
 from captum_lrp_stab.propagation.gradient_form import GradientForm
+from captum_lrp_stab.propagation.probes import Probe
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.rule_set import Attention, RuleSet
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -74,27 +74,21 @@ class Subject:
         )
         return [operation for operation in found if operation.reached]
 
-    def run(self, names: tuple[str, ...] = ()) -> Recording:
+    def propagate(self, probes: tuple[Probe, ...] = ()) -> Propagation:
         """Run this package's LRP.
 
         Args:
-            names: The operations to watch.
+            probes: Layers whose relevance is wanted too.
         """
-        probes = [Uses(name, at_input) for name in names for at_input in (False, True)]
-        done = propagate(
+        return propagate(
             self.model,
             self.inputs,
             self.target,
             self.additional_forward_args,
             rule_set=self.rule_set(),
-            probes=tuple(probes),
+            probes=probes,
             form=self.form,
         )
-        outputs, inputs = (
-            {p.name: p.reached for p in probes if p.at_input is at_input and p.reached}
-            for at_input in (False, True)
-        )
-        return Recording(done.relevances, done.score, outputs, inputs)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return the model's output on other inputs."""

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_lrp_stab.propagation.probes import Probe
+from captum_lrp_stab.task import Subject
 from captum_lrp_stab.tensors.complex_values import total
 from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
@@ -223,3 +224,19 @@ def _note(uses: Uses, position: int, t: Tensor) -> None:
 
 def _reached(probes: Mapping[str, Uses]) -> dict[str, list[Use]]:
     return {name: probe.reached for name, probe in probes.items() if probe.reached}
+
+
+def record(subject: Subject, names: tuple[str, ...] = ()) -> Recording:
+    """Run this package's LRP and return what it leaves behind.
+
+    Args:
+        subject: What to attribute.
+        names: The operations to watch.
+    """
+    probes = [Uses(name, at_input) for name in names for at_input in (False, True)]
+    done = subject.propagate(tuple(probes))
+    outputs, inputs = (
+        {p.name: p.reached for p in probes if p.at_input is at_input and p.reached}
+        for at_input in (False, True)
+    )
+    return Recording(done.relevances, done.score, outputs, inputs)

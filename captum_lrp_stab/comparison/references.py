@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lrp_stab.comparison.base import Reference
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
-from captum_lrp_stab.comparison.recording import Recording, Use
+from captum_lrp_stab.comparison.recording import Recording, Use, record
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
@@ -30,7 +30,7 @@ class Float64Reference(Reference):
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it."""
-        return subject.copied(torch.float64).run(tuple(o.name for o in operations))
+        return record(subject.copied(torch.float64), tuple(o.name for o in operations))
 
 
 class ModifiedForwardReference(Reference):
@@ -40,7 +40,8 @@ class ModifiedForwardReference(Reference):
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
         """Run it."""
-        return replace(subject, form=ModifiedForward).run(tuple(o.name for o in operations))
+        changed = replace(subject, form=ModifiedForward)
+        return record(changed, tuple(o.name for o in operations))
 
 
 class LRPReference(Reference):
@@ -67,7 +68,7 @@ class LRPReference(Reference):
         parameters = (p for p in other.model.parameters() if p.is_floating_point())
         if other.model is not subject.model and any(p.dtype != subject.dtype for p in parameters):
             other = other.copied(subject.dtype)
-        return other.run(tuple(o.name for o in operations))
+        return record(other, tuple(o.name for o in operations))
 
 
 class CallableReference(Reference):

@@ -16,7 +16,7 @@ from captum_lrp_stab.comparison.base import Reference, run_checked
 from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.known_differences import Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
-from captum_lrp_stab.comparison.recording import Recording
+from captum_lrp_stab.comparison.recording import Recording, record
 from captum_lrp_stab.dispatch.operation import Operation, names_of
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.task import Subject
@@ -150,7 +150,7 @@ class Runs:
         def run() -> Recording:
             names = dict.fromkeys(operation.name for operation in self.operations_of(subject))
             self._tell("captum-lrp-stab")
-            return subject.run(tuple(names) if watched else ())
+            return record(subject, tuple(names) if watched else ())
 
         return self._recorded((id(subject), "ours"), subject, run)
 

@@ -22,6 +22,7 @@ from captum_lrp_stab.assignment.name_map import NameMap
 from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.pair import Pair
+from captum_lrp_stab.comparison.recording import record
 from captum_lrp_stab.diagnosis.advice import Advice, Change
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, check_threshold, locate
@@ -138,7 +139,7 @@ class _Adviser:
         self._in_float64 = subject.copied(torch.float64)
         try:
             with torch.autocast(subject.inputs[0].device.type, enabled=False):
-                self._in_float64.run()
+                record(self._in_float64)
         except RuntimeError as error:
             raise ModelError(
                 f"{type(subject.model).__name__} cannot run in float64, with which advice is "
@@ -170,7 +171,7 @@ class _Adviser:
             tuple(self._changes()),
             _name_map(self.subject.rule_set().named),
             dtype,
-            self.subject.run().relevances,
+            record(self.subject).relevances,
         )
 
     # what a subject is like ----------------------------------------------------------------------
@@ -181,9 +182,9 @@ class _Adviser:
 
     def error(self, subject: Subject) -> float | None:
         """Return how far a subject is from float64; None if either is not finite."""
-        ours = subject.run().relevances
+        ours = record(subject).relevances
         with torch.autocast(ours[0].device.type, enabled=False):
-            return relative_difference(ours, self.exact(subject).run().relevances)
+            return relative_difference(ours, record(self.exact(subject)).relevances)
 
     def is_within(self, error: float | None) -> bool:
         """Return whether a difference is small enough."""
@@ -195,7 +196,9 @@ class _Adviser:
 
     def _agrees_below(self, subject: Subject, layer: str) -> bool:
         """Return whether a layer hands down what it does in float64."""
-        found = [one.run((layer,)).inputs.get(layer, []) for one in (subject, self.exact(subject))]
+        found = [
+            record(one, (layer,)).inputs.get(layer, []) for one in (subject, self.exact(subject))
+        ]
         if len(found[0]) != len(found[1]):
             return False
         pairs = list(zip(*found, strict=True))
@@ -224,8 +227,8 @@ class _Adviser:
         for found in (origin, self.origin(self.exact(self.subject))):
             if found is not None and found.layer in rules and found.layer not in tried:
                 return found.layer
-        ours = self.subject.run(self.names)
-        exact = self.exact(self.subject).run(self.names)
+        ours = record(self.subject, self.names)
+        exact = record(self.exact(self.subject), self.names)
         parted = Pair(ours, exact, self.operations).divergence(self.tolerance)
         if parted is None:
             return None
@@ -292,10 +295,10 @@ class _Adviser:
     def _medians(self) -> dict[str, float]:
         """Return the median denominator of each layer."""
         found = {}
-        for record in watch(self.first, self.operations).records:
-            median = record.denominators and record.denominators.sizes.quantile(0.5)
-            if record.has_rule and median:
-                found[record.layer] = median
+        for one in watch(self.first, self.operations).records:
+            median = one.denominators and one.denominators.sizes.quantile(0.5)
+            if one.has_rule and median:
+                found[one.layer] = median
         return found
 
     def _changes(self) -> Iterator[Change]:

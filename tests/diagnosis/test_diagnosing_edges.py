@@ -133,10 +133,10 @@ def test_no_tensor_of_a_pass_is_left(form: str) -> None:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    subject.run()
+    subject.propagate()
     before = alive()
     for _ in range(5):
-        subject.run()
+        subject.propagate()
     assert alive() <= before
 
 

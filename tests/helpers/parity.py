@@ -1,8 +1,8 @@
 """Every rule and preset against every reference, on real runs: makes docs/parity.md.
 
-Run it as ``python -m tests.helpers.parity [network ...] > docs/parity.md``; it takes about an hour on two
-cores. In float64, because that tells a difference of meaning from rounding; only what is compared
-with float64 is float32.
+Run it as ``python -m tests.helpers.parity [network ...] > docs/parity.md``; it takes an
+hour on two cores. In float64, because that tells a difference of meaning from rounding; only what
+is compared with float64 is float32.
 """
 
 import importlib.metadata
@@ -147,7 +147,8 @@ def main(names: list[str]) -> None:
     print("# Parity\n")
     print(__doc__.splitlines()[0].partition(":")[0], end=".\n\n")
     print(
-        "Made by `python -m tests.helpers.parity > docs/parity.md`, in float64, and in float32 for what is "
+        "Made by `python -m tests.helpers.parity > docs/parity.md`, in float64, and in float32 for "
+        "what is "
         "compared with float64. Each cell is the relative L2 difference of the relevance of the "
         "inputs. A number alone: equal, or *rounding* where it says so. In brackets: the known "
         "differences that explain it, by the list below; once they are removed from one side the "

@@ -125,8 +125,9 @@ def check(name: str) -> Result:
 
 HEADER = f"""# Coverage of torchvision's classifiers
 
-Made by `python -m tests.helpers.torchvision_models > docs/coverage.md` with torch {torch.__version__} and
-torchvision {torchvision.__version__}: random weights and batch-norm statistics, float64.
+Made by `python -m tests.helpers.torchvision_models > docs/coverage.md` with torch
+{torch.__version__} and torchvision {torchvision.__version__}: random weights and batch-norm
+statistics, float64.
 
 - *operations*, *fallbacks*: rows of the plan, and those with their plain gradient.
 - *LRP-0 = gradient x input*: relative error, for networks of ReLU alone.
