@@ -109,7 +109,7 @@ def diagnose(
         seen.records,
         origin,
         None if origin is None else cause_of(origin, subject.dtype),
-        () if origin is None else _receptive_field(subject, origin),
+        _receptive_field(subject, origin),
         None
         if origin is None
         else _is_better_in_float64(subject, look, threshold, verdict != "not finite"),
@@ -159,19 +159,8 @@ def _is_better_in_float64(
         return None
 
 
-def _receptive_field(subject: Subject, origin: Origin) -> tuple[Box | None, ...]:
-    """Return which part of each input the neuron depends on; of none if that cannot be told."""
-    if origin.neuron is None:
+def _receptive_field(subject: Subject, origin: Origin | None) -> tuple[Box | None, ...]:
+    """Return the part of each input that moves the neuron at the origin, if there is one."""
+    if origin is None or origin.neuron is None:
         return ()
-    try:
-        return receptive_field(
-            subject.model,
-            subject.inputs,
-            subject.additional_forward_args,
-            subject.rule_set(),
-            origin.layer,
-            origin.neuron.index,
-            origin.use,
-        )
-    except LRPError:
-        return ()
+    return receptive_field(subject, origin.layer, origin.neuron.index, origin.use)

@@ -1,34 +1,24 @@
-"""Which part of each model input can influence a neuron: its structural receptive field.
+"""Which part of each model input moves a neuron, for the phrase ``sees`` of a diagnosis.
 
-In one forward pass every operation is connected to all that it reads, and a backward pass carries
-*influence* from the neuron: 1 where a value can have an effect on it, 0 elsewhere. Structural means
-whatever the weights and the data are: a weight of 0, a unit that ReLU switched off, the losers of a
-max pool and a gate that LRP holds constant all count.
-
-How an operation hands influence down is in ``influence``.
+A part counts where the neuron's coefficient under LRP-0 (on a network of ReLUs its gradient) is not
+0: at the input that is explained, or at one of a few random inputs, because a ReLU that is off and
+the choice of a max pool hide at one input what they show at another. What LRP holds constant, such
+as a gate or the statistics of a normalisation, does not count: no relevance gets there.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
-from captum._utils.common import _format_additional_forward_args
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_lrp_stab.diagnosis.influence import followed
-from captum_lrp_stab.dispatch import call_checks
-from captum_lrp_stab.dispatch.form import Call
-from captum_lrp_stab.dispatch.layer_use import Site
-from captum_lrp_stab.dispatch.mode import Interception
-from captum_lrp_stab.dispatch.operation import Operation
-from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.propagation import checks
-from captum_lrp_stab.propagation.checks import as_tuple
-from captum_lrp_stab.rules.rule_set import RuleSet
-from captum_lrp_stab.tensors import graph
-from captum_lrp_stab.tensors.graph import made
-from captum_lrp_stab.tensors.nested import mapped, tensors_in
+from captum_lrp_stab.errors import LRPError
+from captum_lrp_stab.propagation.gradient_form import GradientForm
+from captum_lrp_stab.propagation.probes import Probe
+from captum_lrp_stab.rules.standard import ZeroRule
+from captum_lrp_stab.task import Subject, on
 
 
 @dataclass(frozen=True)
@@ -69,121 +59,118 @@ class Box:
         return ", ".join(parts) or "the only value"
 
 
+_RANDOM = 3
+"""Random inputs that are looked at beside the input itself."""
+_UNTOLD = (LRPError, RuntimeError, IndexError, StopIteration)
+"""What a pass ends with that cannot be followed, or has no such neuron."""
+
+
 def receptive_field(
-    model: nn.Module,
-    inputs: Any,
-    additional_forward_args: Any,
-    rule_set: RuleSet,
-    layer: str,
-    index: tuple[int, ...],
-    use: int = 0,
+    subject: Subject, layer: str, index: tuple[int, ...], use: int = 0
 ) -> tuple[Box | None, ...]:
-    """Return the part of each input that can influence a neuron, None where there is none.
+    """Return the part of each input that moves a neuron; None where there is none.
 
     Args:
-        model: Any module that LRP can explain; it stays as it is.
-        inputs: A tensor ``(N, ...)`` or a tuple of them, floating point.
-        additional_forward_args: As in Captum.
-        rule_set: Its named rules decide what operations are called.
-        layer: Name of the operation, as a plan lists it, or of a batch norm merged into it.
-        index: Of the neuron in the operation's (first) output, with the batch dimension.
-        use: Which it is of the operations that the pass runs under this name: runs of a layer that
-            is used again, or the steps of one that takes several, such as an LPPool2d.
+        subject: What is attributed; its rules decide what operations are called.
+        layer: Name of the operation, as a plan lists it.
+        index: Of the neuron in the operation's first output, with the batch dimension.
+        use: Which run of the operation it is, of several in one pass.
 
-    Raises:
-        InputError: An input is not a finite floating-point tensor, or there is no such neuron.
-        ModelError: The model cannot be followed.
+    Returns:
+        A box for each input; nothing if there is no such neuron, or the model cannot be followed.
     """
-    checks.check_model(model)
-    xs = as_tuple(inputs)
-    checks.check_inputs(xs)
-    extra = mapped(
-        lambda t: t.clone() if t.is_inference() else t.detach(),
-        tuple(_format_additional_forward_args(additional_forward_args) or ()),
-    )
-    with torch.inference_mode(False), torch.enable_grad():
-        mode = _Following(model, rule_set, layer, index, use)
-        mode.sources = tuple(x.detach().clone().requires_grad_() for x in xs)
-        with mode.places.watch(lambda name, *given: given, lambda name, output: output), mode:
-            model(*(leaf.clone() for leaf in mode.sources), *extra)
-        return tuple(map(_box, mode.influences()))
+    rules = replace(subject, form=GradientForm, stabilizer=None, merge_batch_norm=False)
+    plain = rules.changing(lambda rule: on(ZeroRule(), rule.layer))
+    found: list[Tensor] = []
+    with warnings.catch_warnings(), torch.autocast(subject.inputs[0].device.type, enabled=False):
+        warnings.simplefilter("ignore")
+        with suppress(LRPError):
+            if torch.finfo(subject.dtype).bits < 32:  # in which small gradients are 0
+                plain = plain.copied(torch.float32)
+        for seed in range(_RANDOM + 1):
+            with suppress(*_UNTOLD):  # a model may refuse what is no picture
+                more = _moved_by(_random(plain, seed) if seed else plain, layer, index, use)
+                pairs = zip(found, more, strict=True)
+                found = [a | b for a, b in pairs] if found and more else found or more
+    return tuple(map(_box, found))
 
 
-def _box(influence: Tensor | None) -> Box | None:
-    if influence is None or not influence.any():
+def _moved_by(subject: Subject, layer: str, index: tuple[int, ...], use: int) -> list[Tensor]:
+    """Return for each element of each input whether it moves a neuron; nothing if none is there."""
+    inputs = _Inputs()
+    try:
+        subject.propagate((inputs, _Neuron(layer, index, use, inputs)))
+    except _Reached as reached:
+        pairs = zip(reached.gradients, subject.inputs, strict=True)
+        return [_not_0(torch.zeros_like(x) if g is None else g) for g, x in pairs]
+    return []
+
+
+def _not_0(gradient: Tensor) -> Tensor:
+    """Return where a gradient is not 0; NaN, which is all around a division by 0, if nowhere."""
+    known = gradient.nan_to_num(0.0) != 0
+    return known if known.any() else gradient != 0
+
+
+def _random(subject: Subject, seed: int) -> Subject:
+    """Return the subject with random inputs, as large as its own."""
+
+    def other(x: Tensor) -> Tensor:
+        generator = torch.Generator(x.device).manual_seed(seed)  # torch's own stays as it is
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return noise * (x.abs().square().mean().sqrt() or 1)
+
+    return replace(subject, inputs=tuple(map(other, subject.inputs)))
+
+
+def _box(part: Tensor) -> Box | None:
+    places = part.nonzero()[:, 1:]  # without the batch dimension
+    if not len(places):
         return None
-    places = influence.ne(0).nonzero()[:, 1:]  # without the batch dimension
     return Box(tuple(places.amin(0).tolist()), tuple((places.amax(0) + 1).tolist()))
 
 
-class _Following(Interception):
-    """Connect each operation up to a neuron to all that it reads."""
+class _Reached(Exception):
+    """Ends a pass at the neuron, with the gradient of it by each input."""
 
-    def __init__(
-        self, model: nn.Module, rule_set: RuleSet, layer: str, index: tuple[int, ...], use: int
-    ) -> None:
-        super().__init__(model, rule_set)
-        self._layer, self._index, self._use = layer, index, use
-        self._uses = 0
-        self._neuron: Tensor | None = None
+    def __init__(self, gradients: Sequence[Tensor | None]) -> None:
+        super().__init__()
+        self.gradients = gradients
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Handle one torch function call; inside, the mode is off."""
-        kwargs = kwargs or {}
-        tensors = list(tensors_in(args, kwargs))
-        if self._neuron is not None and tensors:  # what comes after it needs no graph
-            with torch.no_grad():
-                return func(*mapped(Tensor.detach, args), **mapped(Tensor.detach, kwargs))
-        call_checks.check_randomness(func, kwargs, self.places)
-        given = [t for t in tensors if made(t)]
-        if not given:
-            return self._constant(func, [t for t in tensors if t.requires_grad], args, kwargs)
-        with torch.enable_grad():  # what the model computes under no_grad() has influence too
-            call_checks.check_call(func, args, kwargs, self.places, made)
-            written_out = self._written_out(func)
-            if written_out is not None:
-                return self._run_inside(func, written_out, args, kwargs)
-            operation, _ = self.assignment.operation(func, args, kwargs, self)
-            out = followed(operation, func, args, kwargs, given)
-            result = args[0] if func is Tensor.__setitem__ else out
-            return self._recorded(operation, out, result, given)
 
-    def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
-        """Get hold of the neuron."""
-        if operation.name == self._layer:
-            self._uses += 1
-            if self._uses == self._use + 1:
-                value = next(t for t in tensors_in((result,), {}) if t.requires_grad)
-                sizes = tuple(value.shape)
-                fits = len(self._index) == len(sizes)
-                if not fits or any(not 0 <= i < n for i, n in zip(self._index, sizes, strict=True)):
-                    raise InputError(
-                        f"index {self._index} is no element of the output of '{self._layer}', "
-                        f"which has shape {sizes}"
-                    )
-                self._neuron = value[self._index].clone()  # later writes leave a copy alone
-        return output
+class _Inputs(Probe):
+    """Keeps the inputs of the model, as the graph of the pass has them."""
 
-    def influences(self) -> tuple[Tensor | None, ...]:
-        """Return the influence of each input on the neuron, None for none."""
-        if self._neuron is None:
-            ran = ", ".join(dict.fromkeys(o.name for o in self.operations)) or "none"
-            raise InputError(
-                f"use {self._use} of operation '{self._layer}': the pass ran it {self._uses} "
-                f"times; the operations it ran are {ran}"
-            )
-        for function in graph.custom_functions(graph.graph(self._neuron)):
-            raise ModelError(
-                f"the custom autograd function {function.__name__} does not tell what its result "
-                "depends on; write it in torch functions"
-            )
-        seed = torch.ones_like(self._neuron)
-        return torch.autograd.grad(self._neuron, self.sources, seed, allow_unused=True)
+    def __init__(self) -> None:
+        super().__init__("", at_input=True)
+        self.values: Sequence[Tensor] = ()
 
-    def affine(self, site: Site, call: Call) -> Tensor:
-        """Raise: rules have no part in this."""
-        raise NotImplementedError
+    def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
+        """Keep the inputs."""
+        self.values = values
+        return super().start(values, was_tuple)
 
-    def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
-        """Raise: rules have no part in this."""
-        raise NotImplementedError
+
+class _Neuron(Probe):
+    """Ends the pass at one output of one run of an operation."""
+
+    def __init__(self, layer: str, index: tuple[int, ...], use: int, inputs: _Inputs) -> None:
+        super().__init__(layer, at_input=False)
+        self._index, self._use, self._inputs = index, use, inputs
+
+    def restart(self) -> None:
+        """Begin to count, before a forward pass."""
+        super().restart()
+        self._before = self._use
+
+    def start(self, values: Sequence[Tensor], was_tuple: bool) -> int:
+        """Raise with the gradients, if this is the run of the operation."""
+        if self._before:
+            self._before -= 1
+            return super().start(values, was_tuple)
+        value = next(t for t in values if t.requires_grad)
+        seed = torch.zeros_like(value)
+        seed[self._index] = 1
+        raise _Reached(
+            torch.autograd.grad(value, tuple(self._inputs.values), seed, allow_unused=True)
+        )
