@@ -13,12 +13,9 @@ from captum_lrp_stab.comparison import captum_reference
 from captum_lrp_stab.comparison.base import run_checked
 from captum_lrp_stab.dispatch.layer_use import Site
 from captum_lrp_stab.dispatch.operation import Operation
-from captum_lrp_stab.ledger.measuring import flow_of, total_of
-from captum_lrp_stab.ledger.observing import Collector, records_of
-from captum_lrp_stab.ledger.records import Flow, ledger_of
-from captum_lrp_stab.ledger.watching import Watched
+from captum_lrp_stab.ledger.watching import Collector, Watched, records_of
 from captum_lrp_stab.propagation.attribution import Propagation
-from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is, wide
+from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
 from captum_lrp_stab.rules import kernel
 from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.base import Rule
@@ -86,14 +83,9 @@ def watch_stock(subject: Subject) -> Watched:
     operations = subject.operations()
     collector = Collector()
     seen = run_checked(_WatchedDriver(collector), subject, operations)
-    score = seen.score
-    assert score is not None  # of the plain model, which always has one
-    records = records_of(collector, (), operations, subject.dtype)
-    inputs = Flow()
-    for relevance in seen.relevances:
-        inputs += flow_of(wide(relevance))
-    done = Propagation(score, seen.relevances, operations)
-    return Watched(done, records, ledger_of(total_of(score), inputs, records))
+    assert seen.score is not None  # of the plain model, which always has one
+    done = Propagation(seen.score, seen.relevances, operations)
+    return Watched.of(done, records_of(collector, (), operations, subject.dtype))
 
 
 def unseen(operations: Sequence[Operation]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from captum_lrp_stab.ledger.records import EDGES, Flow, Histogram
 from captum_lrp_stab.tensors.blocks import spaced
 
+Index = tuple[int, ...]
+
 _BINS = 1700  # of a twentieth of a power of ten: 6% to either side
 _BLOCK = 2**10
 _MOST = 2**13  # elements in a histogram
@@ -56,29 +58,27 @@ def total_of(values: Tensor) -> float:
     return float(blocks + flat[whole:].sum(dtype=torch.float64))
 
 
-def largest_of(values: Tensor) -> float | None:
-    """Return the largest element that is a number; None of no elements."""
-    if not values.numel():
+def nonfinite(t: Tensor) -> tuple[int, Index] | None:
+    """Return how many elements are NaN or infinite, and the index of the first; None for none."""
+    if is_finite(t):
         return None
-    largest = float(values.max())
-    if math.isnan(largest):
-        largest = float(values.nan_to_num(0.0, math.inf).max())
-    return largest
+    bad = ~t.isfinite()
+    index = first_index(bad)
+    assert index is not None
+    return int(bad.sum()), index
 
 
-def first_index(mask: Tensor) -> tuple[int, ...] | None:
+def first_index(mask: Tensor) -> Index | None:
     """Return the index of the first true element, None if there is none."""
     found = mask.flatten().nonzero()
-    return _unravelled(int(found[0]), mask) if len(found) else None
+    if not len(found):
+        return None
+    return tuple(int(i) for i in torch.unravel_index(found[0, 0], mask.shape))
 
 
-def index_of_largest(values: Tensor) -> tuple[int, ...] | None:
+def index_of_largest(values: Tensor) -> Index | None:
     """Return the index of the largest element, NaN being larger than any; None of no elements."""
     if not values.numel():
         return None
     largest = values.max()  # argmax itself takes several times as long
     return first_index(values.isnan() if bool(largest.isnan()) else values == largest)
-
-
-def _unravelled(position: int, t: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(position), t.shape))

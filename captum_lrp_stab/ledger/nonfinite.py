@@ -8,8 +8,8 @@ import torch
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.ledger.causes import cause_of
 from captum_lrp_stab.ledger.locating import Origin, Trouble, locate
-from captum_lrp_stab.ledger.observing import Collector, probes_of, records_of
 from captum_lrp_stab.ledger.records import Input, Neuron
+from captum_lrp_stab.ledger.watching import Collector, probes_of, records_of
 from captum_lrp_stab.propagation.attribution import Propagation
 from captum_lrp_stab.propagation.observer import Observer
 from captum_lrp_stab.propagation.probes import Probe

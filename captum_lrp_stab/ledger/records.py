@@ -98,9 +98,8 @@ class Denominators:
     noise: int  # |d| below the unit roundoff times the sum of absolute contributions
     flipped: int  # s(d) has another sign than d
     shrunk: int  # |s(d)| is smaller than |d|
-    most_cancellation: float  # the largest sum of absolute contributions over |d|
     sizes: Histogram = field(repr=False)  # of |d|
-    cancellation: Histogram = field(repr=False)
+    cancellation: Histogram = field(repr=False)  # sums of absolute contributions over |d|
 
     def __add__(self, other: "Denominators") -> "Denominators":
         """Return the denominators of both."""
@@ -111,7 +110,6 @@ class Denominators:
             self.noise + other.noise,
             self.flipped + other.flipped,
             self.shrunk + other.shrunk,
-            max(self.most_cancellation, other.most_cancellation),
             self.sizes + other.sizes,
             self.cancellation + other.cancellation,
         )
@@ -155,10 +153,9 @@ class LayerRecord:
     batch_norm: str
     shape: tuple[int, ...]
     has_rule: bool
-    received: Flow
-    handed_down: Flow
-    shares: Shares
-    gain: float | None = None  # the largest factor by which one neuron's relevance is multiplied
+    received: Flow = Flow()
+    handed_down: Flow = Flow()
+    shares: Shares = Shares()
     peak: float | None = None  # what one neuron hands down, over all that the layer received
     excess: float = 0.0  # what the stabilizer added, over all that the layer received
     growth: float = 1.0  # of the output itself, where the form rewrites it

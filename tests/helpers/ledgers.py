@@ -202,7 +202,6 @@ class Expected:
     bias: float = 0.0
     stabilizer: float = 0.0
     rule: float = 0.0
-    gain: float = 0.0
     peak: float = 0.0
     excess: float = 0.0
     growth: float = 1.0
@@ -213,7 +212,6 @@ class Expected:
     noise: int = 0
     flipped: int = 0
     shrunk: int = 0
-    most_cancellation: float = 0.0
     sizes: tuple[float, ...] = ()
     cancellations: tuple[float, ...] = ()
 
@@ -237,7 +235,6 @@ def expected(
         found.bias += r.bias
         found.stabilizer += r.stabilizer
         found.rule += r.rule
-        found.gain = max(found.gain, float(r.factors.max()))
         found.excess += r.excess / l1
         for d, s_of_d, magnitude in r.divisions:
             with_bias = magnitude / d.abs()
@@ -250,7 +247,6 @@ def expected(
             finite = with_bias[with_bias.isfinite()]
             found.sizes += tuple(d.abs()[d != 0].tolist())
             found.cancellations += tuple(finite.tolist())
-    found.most_cancellation = max(found.cancellations, default=0.0)
     return found
 
 
@@ -259,7 +255,6 @@ class _Sample:
     R: Tensor
     down: Tensor
     emitted: Tensor
-    factors: Tensor
     ends: tuple[Tensor, Tensor]  # the outputs as they are, and as the form makes them
     divisions: list[tuple[Tensor, Tensor, Tensor]]  # d, s(d), sum of absolute contributions
     bias: float
@@ -278,7 +273,7 @@ def one_sample(
         output = sum(torch.where(m.serves(z), m.share * d * z / sd, 0.0) for m, d, sd in groups)
     R = output * weights
     down = torch.zeros_like(layer.contributions(x)[0])
-    emitted, factors, given = (torch.zeros_like(z) for _ in range(3))
+    emitted, given = torch.zeros_like(z), torch.zeros_like(z)
     bias = stabilizer = excess = 0.0
     divisions = []
     for m, d, sd in groups:
@@ -295,15 +290,12 @@ def one_sample(
             stabilizer += m.share * float((message * (sd - d)).sum())
             given = given + m.share * torch.where(serves & ~at_zero, R, 0.0)
         live = serves & ~at_zero
-        factors = factors + torch.where(live, abs(m.share) * m.magnitude / sd.abs(), 0.0)
         added = torch.where(live & (sd.abs() < d.abs()), size * (1 - (sd / d).abs()), 0.0)
         excess += float(added.sum())
         divisions.append((d[live], sd[live], (m.magnitude + m.bias.abs())[live]))
     rule = 0.0 if form == "modified-forward" else float((R - given).sum())
     down = layer.fold(down)
-    return _Sample(
-        *(R, down, emitted, factors, (z, output), divisions, bias, stabilizer, rule, excess)
-    )
+    return _Sample(R, down, emitted, (z, output), divisions, bias, stabilizer, rule, excess)
 
 
 def _divided(sums: list[Sum], s: Stabilizer, z: Tensor) -> Iterator[tuple[Sum, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from captum_lrp_stab import EpsilonRule, GammaRule, presets, stabilizers, zoo
 from captum_lrp_stab.assignment.rules_of_model import rule_set_of
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.ledger.locating import locate
-from captum_lrp_stab.ledger.observing import Collector, records_of
+from captum_lrp_stab.ledger.watching import Collector, records_of
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation.forms import NAMES, form_of
 from captum_lrp_stab.propagation.probes import Probe

@@ -7,7 +7,7 @@ from torch import nn
 from captum_lrp_stab import FlatRule, ZBoxRule, stabilizers
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.ledger.locating import locate
-from captum_lrp_stab.ledger.observing import Collector, records_of
+from captum_lrp_stab.ledger.watching import Collector, records_of
 from captum_lrp_stab.stabilizers import Signed
 from tests.helpers import networks
 from tests.helpers.studies import random_input, run
