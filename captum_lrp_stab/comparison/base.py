@@ -21,6 +21,8 @@ class Reference(ABC):
     name: str
     #: Whether it runs in float64 whatever the subject's dtype.
     is_exact = False
+    #: Whether it can treat a layer and its batch norm as one layer.
+    merges_batch_norm = True
 
     @abstractmethod
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:

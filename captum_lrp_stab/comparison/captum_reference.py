@@ -45,6 +45,7 @@ class CaptumReference(Reference):
             z + 1e-9 sign z: max pools, average pools, batch norms, Captum's own additions.
     """
 
+    merges_batch_norm = False
     #: What to do where stock Captum cannot run the model, in words.
     remedy = "compare with another reference, such as 'float64', or take another model"
 

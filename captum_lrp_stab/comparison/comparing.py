@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.comparison import references
-from captum_lrp_stab.comparison.captum_reference import CaptumReference
-from captum_lrp_stab.comparison.explaining import MOST_TRIALS, differences_between
 from captum_lrp_stab.comparison.known_differences import KnownDifference, Trial
 from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.result import Comparison, Verdict
 from captum_lrp_stab.comparison.runs import ROUNDINGS, Runs
+from captum_lrp_stab.comparison.search import MOST_TRIALS, differences_between
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.propagation import checks, forms
 from captum_lrp_stab.propagation.checks import as_tuple
@@ -98,7 +97,7 @@ def compare(
     if tolerance is not None:
         tolerance = _checked(tolerance)
     if merge_batch_norm is None:
-        merge_batch_norm = not isinstance(chosen, CaptumReference)
+        merge_batch_norm = chosen.merges_batch_norm
     subject = Subject(
         model,
         as_tuple(inputs),
@@ -189,13 +188,13 @@ def judge(runs: Runs, trial: Trial, pair: Pair) -> Judgement:
             size += " (the reference does not run in float64, so rounding is not ruled out)"
         return _explained(runs, trial, pair, size)
     other = exact.trial(trial.reference)
-    error = exact.error(other)
+    wide = exact.pair(other)
     units = [torch.finfo(runs_.subject.dtype).eps for runs_ in (runs, exact)]
     # rounding shrinks with the unit roundoff, a difference of meaning does not
     shrunk = ROUNDINGS * overall.relative_l2 * units[1] / units[0]
-    if error <= max(exact.tolerance, min(shrunk, tolerance)):
-        return _rounding(pair, size, tolerance, f"in float64 it is {error:.2g}")
-    return _explained(exact, other, None, f"{size}, {error:.2g} in float64")
+    if wide.error <= max(exact.tolerance, min(shrunk, tolerance)):
+        return _rounding(pair, size, tolerance, f"in float64 it is {wide.error:.2g}")
+    return _explained(exact, other, wide, f"{size}, {wide.error:.2g} in float64")
 
 
 def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
@@ -204,25 +203,23 @@ def _rounding(pair: Pair, size: str, tolerance: float, proof: str) -> Judgement:
     return Judgement("rounding", f"{text} small denominators amplify{_at(first)}", first)
 
 
-def _explained(runs: Runs, trial: Trial, pair: Pair | None, size: str) -> Judgement:
+def _explained(runs: Runs, trial: Trial, pair: Pair, size: str) -> Judgement:
     """Return the verdict on a difference that float64 does not take away."""
-    usual = runs.tolerance
-    runs = runs.loosened()
-    if runs.error(trial) <= runs.tolerance:
+    tolerance = runs.tolerance_of_rounding()
+    if pair.error <= tolerance:
         proof = "the inputs moved by a unit roundoff make as large a one"
-        return _rounding(pair or runs.pair(trial), size, usual, proof)
-    between = differences_between(runs, trial)
-    found = between.differences
+        return _rounding(pair, size, runs.tolerance, proof)
+    between = differences_between(runs, trial, tolerance)
+    found, at = between.differences, _at(between.first)
     names = " and ".join(d.name + (f" '{d.where}'" if d.where else "") for d in found)
     if between.is_all:
-        first = runs.divergence(trial)
-        below = "; below the addition nothing is comparable" if found[-1].where else ""
-        return Judgement("known difference", f"{names}; {size}{_at(first)}{below}", first, found)
-    first = runs.divergence(between.rest)
-    besides = f"besides {names}; " if found else ""
-    end = f"; the search for known differences ended after {MOST_TRIALS} trials"
-    end = end if between.is_cut_short else ""
-    return Judgement("different", f"{besides}{size}{_at(first)}{end}", first, found)
+        text = f"{names}; {size}{at}"
+        text += "; below the addition nothing is comparable" if found[-1].where else ""
+        return Judgement("known difference", text, between.first, found)
+    text = f"besides {names}; {size}{at}" if found else f"{size}{at}"
+    if between.is_cut_short:
+        text += f"; the search for known differences ended after {MOST_TRIALS} trials"
+    return Judgement("different", text, between.first, found)
 
 
 def _at(first: Divergence | None) -> str:

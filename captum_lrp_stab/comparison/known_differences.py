@@ -2,21 +2,24 @@
 
 A difference is not guessed from the looks of two results: the run is repeated with that one meaning
 changed, and it is named only if the results then agree. What cannot be taken away, a reference that
-hands relevance through an addition twice, is shown at the place itself (see ``explaining``).
+hands relevance through an addition twice, is shown at the place itself (see ``doubled_at``).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.base import TINY, Reference
 from captum_lrp_stab.comparison.captum_reference import CaptumReference, captums_own
+from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.references import ModifiedForwardReference
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.operation import Operation, names_of
 from captum_lrp_stab.operations import calls as operations_
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation.gradient_form import GradientForm
@@ -125,20 +128,17 @@ class Trial:
 ADDITIONS = ("add", "sub")
 """The kinds of operations that add."""
 
-Removal = Callable[[Trial, Sequence[Operation]], Iterable[Trial]]
-"""From a trial and its operations to trials without a difference; none where it cannot be."""
-
-
-def _rules(operations: Sequence[Operation]) -> list[Rule]:
-    return [operation.rule for operation in operations if operation.rule is not None]
+Removal = Callable[[Trial, Sequence[Operation]], Trial | None]
+"""From a trial and its operations to the trial without a difference; None where there is none."""
 
 
 def _by_rule(change: Change) -> Removal:
     """Return the removal that changes our rules, where the change makes any difference."""
 
-    def removal(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-        if any(change(rule) is not rule for rule in _rules(operations)):
-            yield replace(trial, ours=trial.ours.changing(change))
+    def removal(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+        rules = (operation.rule for operation in operations if operation.rule is not None)
+        acts = any(change(rule) is not rule for rule in rules)
+        return replace(trial, ours=trial.ours.changing(change)) if acts else None
 
     return removal
 
@@ -191,6 +191,13 @@ def _without_bias(rule: Rule) -> Rule:
     return other
 
 
+def _without_stabilizer(rule: Rule) -> Rule:
+    tiny = Signed(TINY)
+    if "epsilon" in rule.parameters():
+        return remade(rule, epsilon=0.0, stabilizer=tiny)
+    return rule.with_stabilizer(tiny)
+
+
 def _as_captum(model: nn.Module, rule: Rule) -> Rule:
     own, module = captums_own(rule), dict(model.named_modules()).get(rule.layer)
     if own is None or module is None or isinstance(rule, EpsilonRule):
@@ -198,21 +205,37 @@ def _as_captum(model: nn.Module, rule: Rule) -> Rule:
     return translate(own, rule.layer, module)
 
 
-def _normalised(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    if not trial.is_normalised:
-        yield replace(trial, is_normalised=True)
+def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    if not isinstance(trial.reference, CaptumReference) or not trial.reference.own_rules:
+        return None
+    return _by_rule(partial(_as_captum, trial.ours.model))(trial, operations)
 
 
-def _exactly_merged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+def _captums_defaults(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
     reference = trial.reference
-    if isinstance(reference, ZennitReference) and not reference.exact_merge:
-        yield replace(trial, reference=ZennitReference(reference.composite, exact_merge=True))
+    if not isinstance(reference, CaptumReference) or reference.exact_defaults:
+        return None
+    return replace(trial, reference=CaptumReference(exact_defaults=True))
 
 
-def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    merge = not trial.ours.merge_batch_norm
-    if merge or any(operation.batch_norm for operation in operations):
-        yield replace(trial, ours=replace(trial.ours, merge_batch_norm=merge))
+def _exactly_merged(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    reference = trial.reference
+    if not isinstance(reference, ZennitReference) or reference.exact_merge:
+        return None
+    return replace(trial, reference=ZennitReference(reference.composite, exact_merge=True))
+
+
+def _has_composite(reference: Reference) -> bool:
+    """Return whether a reference has zennit's rules, not this package's."""
+    return isinstance(reference, ZennitReference) and reference.composite is not None
+
+
+def _first_by_definition(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    preset = trial.ours.rules
+    if not _has_composite(trial.reference) or not isinstance(preset, Preset):
+        return None
+    ours = replace(trial.ours, rules=preset.by_definition)
+    return replace(trial, ours=ours) if preset.first_types else None
 
 
 class StabilizedAdditions(GradientForm):
@@ -231,44 +254,30 @@ class StabilizedAdditions(GradientForm):
         return out if plain is func else args[0].copy_(out)
 
 
-def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    # only a composite of the user's has a rule for sums: that made of our rules has none
-    reference, adds = trial.reference, any(o.kind in ADDITIONS for o in operations)
-    if adds and isinstance(reference, ZennitReference) and reference.composite is not None:
-        yield replace(trial, ours=replace(trial.ours, form=StabilizedAdditions))
+def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    if not _has_composite(trial.reference) or not any(o.kind in ADDITIONS for o in operations):
+        return None
+    return replace(trial, ours=replace(trial.ours, form=StabilizedAdditions))
 
 
-def _without_defaults(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    reference = trial.reference
-    if isinstance(reference, CaptumReference) and not reference.exact_defaults:
-        yield replace(trial, reference=CaptumReference(exact_defaults=True))
+def _normalised(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    return replace(trial, is_normalised=True)
 
 
-def _captums_signs(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    if isinstance(trial.reference, CaptumReference) and trial.reference.own_rules:
-        yield from _by_rule(partial(_as_captum, trial.ours.model))(trial, operations)
+def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
+    merge = not trial.ours.merge_batch_norm
+    if not merge and not any(operation.batch_norm for operation in operations):
+        return None
+    return replace(trial, ours=replace(trial.ours, merge_batch_norm=merge))
 
 
-def _first_by_definition(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
-    reference, preset = trial.reference, trial.ours.rules
-    if isinstance(reference, ZennitReference) and reference.composite is not None:
-        if isinstance(preset, Preset) and preset.first_types:
-            yield replace(trial, ours=replace(trial.ours, rules=preset.by_definition))
-
-
-def _without_stabilizers(trial: Trial, operations: Sequence[Operation]) -> Iterator[Trial]:
+def _plain_forward(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
     """Take the stabilizers from both sides, where they are what makes the forward pass another."""
     rewritten = isinstance(trial.reference, ModifiedForwardReference)
-    if rewritten or trial.ours.form is ModifiedForward:
-        ours, theirs = (side.changing(_bare) for side in (trial.ours, trial.theirs))
-        yield replace(trial, ours=ours, theirs=theirs)
-
-
-def _bare(rule: Rule) -> Rule:
-    tiny = Signed(TINY)
-    if "epsilon" in rule.parameters():
-        return remade(rule, epsilon=0.0, stabilizer=tiny)
-    return rule.with_stabilizer(tiny)
+    if not rewritten and trial.ours.form is not ModifiedForward:
+        return None
+    ours, theirs = (side.changing(_without_stabilizer) for side in (trial.ours, trial.theirs))
+    return replace(trial, ours=ours, theirs=theirs)
 
 
 REMOVALS: dict[KnownDifference, Removal] = {
@@ -281,9 +290,47 @@ REMOVALS: dict[KnownDifference, Removal] = {
     QUADRATIC_MEAN: _by_rule(_other_quadratic_mean),
     UNMERGED_BATCH_NORM: _unmerged,
     ADDITION_STABILIZER: _stabilized_additions,
-    CAPTUM_DEFAULTS: _without_defaults,
+    CAPTUM_DEFAULTS: _captums_defaults,
     CAPTUM_SIGNS: _captums_signs,
     BIAS_SHARE: _by_rule(_without_bias),
-    MODIFIED_FORWARD: _without_stabilizers,
+    MODIFIED_FORWARD: _plain_forward,
 }
 """How each difference is removed, the likeliest and cheapest first."""
+
+
+def doubled_at(pair: Pair, first: Divergence, tolerance: float) -> str | None:
+    """Return the addition at which two sides part, if the reference doubles relevance there.
+
+    That is, if it gives all the relevance of the sum to a summand, as it does to each.
+    """
+    named = dict(zip(names_of(pair.operations), pair.operations, strict=True))
+    for name in first.candidates if first.direction == "backward" else ():
+        addition = named[name]
+        sums = pair.ours.outputs.get(addition.name)
+        if not sums or addition.kind not in ADDITIONS or len(addition.reads) < 2:
+            continue
+        given = (_relevance_of(summand, pair) for summand in addition.reads)
+        if any(_is_all(relevance, sums[0].relevance, tolerance) for relevance in given):
+            return name
+    return None
+
+
+def _relevance_of(operation: Operation, pair: Pair) -> list[Tensor] | None:
+    """Return the reference's relevance of a result, or of what only passed on its way to it."""
+    uses = pair.reference.outputs.get(operation.name)
+    if uses:
+        return uses[0].relevance
+    if operation.treatment in ("moved", "passed") and len(operation.reads) == 1:
+        return _relevance_of(operation.reads[0], pair)
+    return None
+
+
+def _is_all(given: list[Tensor] | None, sums: list[Tensor] | None, tolerance: float) -> bool:
+    """Return whether a summand got all the relevance of a sum, where any (not so by ReLU)."""
+    if given is None or sums is None or [t.shape for t in given] != [t.shape for t in sums]:
+        return False
+    if not any(bool(t.any()) for t in given):
+        return False
+    expected = [torch.where(t != 0, s, 0.0) for t, s in zip(given, sums, strict=True)]
+    difference = relative_difference(given, expected)
+    return difference is not None and difference <= tolerance

@@ -103,6 +103,12 @@ class Pair:
         return agreement(self.ours.relevances, self.reference.relevances)
 
     @cached_property
+    def error(self) -> float:
+        """The relative difference of the relevance of the inputs; infinite where not finite."""
+        found = relative_difference(self.ours.relevances, self.reference.relevances)
+        return math.inf if found is None else found
+
+    @cached_property
     def layers(self) -> tuple[LayerAgreement, ...]:
         """How well each use of each layer agrees, in order of execution."""
         given: dict[Operation, _Compared] = {}
@@ -187,10 +193,6 @@ class Pair:
         mixes = operation.rule is not None or operation.treatment not in ("moved", "passed")
         call = operation.name.rpartition(".")[2].startswith(f"{operation.kind}_")
         return (not mixes, not call or self._ends[index].output is not None, -index)
-
-    def index_of(self, name: str) -> int:
-        """Return the place of a name in ``layers``, -1 for none of these."""
-        return next((i for i, ends in enumerate(self._ends) if ends.name == name), -1)
 
 
 def _compared(ends: _Ends, given: "dict[Operation, _Compared]") -> LayerAgreement:

@@ -1,6 +1,5 @@
 """The runs that a comparison is made of, each made once."""
 
-import copy
 import math
 import warnings
 from collections import OrderedDict
@@ -13,11 +12,10 @@ import torch
 from captum_lrp_stab.comparison.agreement import relative_difference
 from captum_lrp_stab.comparison.agreement import tolerance as usual_tolerance
 from captum_lrp_stab.comparison.base import Reference, run_checked
-from captum_lrp_stab.comparison.captum_reference import CaptumReference
 from captum_lrp_stab.comparison.known_differences import Trial
-from captum_lrp_stab.comparison.pair import Divergence, Pair
+from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.recording import Recording, record
-from captum_lrp_stab.dispatch.operation import Operation, names_of
+from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.task import Subject
 
@@ -56,15 +54,26 @@ class Runs:
         self.tolerance = usual if tolerance is None else tolerance
         self._given, self._progress = tolerance, progress
         self.purpose = ""  # of the runs that follow
-        self._results: dict[Any, tuple[Any, Any]] = {}
-        self._recordings: OrderedDict[Any, tuple[Any, Recording]] = OrderedDict()
+        self._operations = {_key(subject)[:2]: self.operations}
+        self._recordings: OrderedDict[Any, Recording] = OrderedDict()
 
     def trial(self, reference: Reference) -> Trial:
         """Return the comparison as it was asked for."""
         theirs = self.subject
-        if isinstance(reference, CaptumReference) and theirs.merge_batch_norm:
-            theirs = replace(theirs, merge_batch_norm=False)  # it knows no merged layers
+        if theirs.merge_batch_norm and not reference.merges_batch_norm:
+            theirs = replace(theirs, merge_batch_norm=False)
         return Trial(self.subject, theirs, reference)
+
+    def pair(self, trial: Trial) -> Pair:
+        """Return both sides of a trial, watched at every layer that the reference can watch."""
+        seen = self._recordings.get((trial.reference, *_key(trial.theirs)))
+        operations = self._operations_of(trial.ours)
+        names = operations if seen is None or seen.was_watched else ()
+        ours = self._ours(trial.ours, names)
+        reference = self._recorded(trial.reference, trial.theirs, self._run)
+        if trial.is_normalised and ours.score is not None:
+            reference = reference.scaled(ours.score)
+        return Pair(ours, reference, operations)
 
     def in_float64(self, reference: Reference) -> "Runs | None":
         """Return the same runs in float64, None if they are already, or cannot be."""
@@ -74,116 +83,63 @@ class Runs:
             subject = self.subject.copied(torch.float64)
             runs = Runs(subject, self._given, self._progress, self.operations)
             runs.purpose = " in float64"
-            known = self._recordings.get((id(reference), id(self.subject)))
+            known = self._recordings.get((reference, *_key(self.subject)))
             if reference.is_exact and known is not None:  # it would be the same run once more
-                runs._recordings[id(reference), id(subject)] = known
-            finite = runs.pair(runs.trial(reference)).overall.is_finite
+                runs._recordings[(reference, *_key(subject))] = known
+            finite = math.isfinite(runs.pair(runs.trial(reference)).error)
         except LRPError:
             return None
         return runs if finite else None
 
-    def loosened(self) -> "Runs":
-        """Return the runs with a tolerance for what rounding alone does to this attribution.
+    def tolerance_of_rounding(self) -> float:
+        """Return a tolerance for what rounding alone does to this attribution.
 
         It is measured: by how much our run moves if its inputs move by a unit roundoff. Next to a
         pole of a rule that is far more than the usual tolerance, in any dtype.
         """
         if self._given is not None:
-            return self
+            return self.tolerance
         ours = self._ours(self.subject)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it may move out of a box
-            moved = self._ours(self.subject.moved())
-        sensitivity = relative_difference(ours.relevances, moved.relevances) or 0.0
-        other = copy.copy(self)
-        other.tolerance = max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
-        return other
-
-    def operations_of(self, subject: Subject) -> Sequence[Operation]:
-        """Return the operations, with the rules of this subject only if none is changed."""
-        known = self.subject.merge_batch_norm, self.subject.rules
-        if subject.merge_batch_norm is known[0] and subject.rules is known[1]:
-            return self.operations
-        found: list[Operation] = self._once((id(subject), "plan"), subject, subject.operations)
-        return found
-
-    def pair(self, trial: Trial) -> Pair:
-        """Return both sides of a trial, watched at every layer."""
-        known = self._recordings.get((id(trial.reference), id(trial.theirs)))
-        ours = self._ours(trial.ours, known is None or known[1].was_watched)
-        return Pair(ours, self._reference(trial, ours), self.operations_of(trial.ours))
-
-    def divergence(self, trial: Trial) -> Divergence | None:
-        """Return the first place at which the two sides of a trial part."""
-
-        def find() -> Divergence | None:
-            return self.pair(trial).divergence(self.tolerance)
-
-        found: Divergence | None = self._once((*_key(trial), self.tolerance), trial, find)
-        return found
-
-    def index_of(self, layer: str) -> int:
-        """Return the place of a layer, by its name in a pair, among the operations; -1 for none.
-
-        Trials may merge batch norms or not: this is the place in the first of them.
-        """
-        names = names_of(self.operations)
-        return names.index(layer) if layer in names else -1
-
-    def error(self, trial: Trial) -> float:
-        """Return the relative difference of a trial; infinite where it cannot be run."""
-
-        def find() -> float:
-            try:
-                pair = self.pair(trial)
-            except LRPError:
-                return math.inf
-            found = relative_difference(pair.ours.relevances, pair.reference.relevances)
-            return math.inf if found is None else found
-
-        error: float = self._once((*_key(trial), "error"), trial, find)
-        return error
-
-    def _ours(self, subject: Subject, watched: bool = True) -> Recording:
-        """Return a run of ours, watched at every layer, or at none."""
-
-        def run() -> Recording:
-            names = dict.fromkeys(operation.name for operation in self.operations_of(subject))
             self._tell("captum-lrp-stab")
-            return record(subject, tuple(names) if watched else ())
+            moved = record(self.subject.moved())
+        sensitivity = relative_difference(ours.relevances, moved.relevances) or 0.0
+        return max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
 
-        return self._recorded((id(subject), "ours"), subject, run)
+    def _operations_of(self, subject: Subject) -> Sequence[Operation]:
+        """Return the operations, with the rules of this subject only if none is changed."""
+        key = _key(subject)[:2]
+        if key not in self._operations:
+            self._operations[key] = subject.operations()
+        return self._operations[key]
 
-    def _reference(self, trial: Trial, ours: Recording) -> Recording:
-        def run() -> Recording:
-            self._tell(trial.reference.name)
-            changed = trial.theirs.changes != self.subject.changes
-            operations = trial.theirs.operations() if changed else self.operations_of(trial.theirs)
-            return run_checked(trial.reference, trial.theirs, operations)
+    def _ours(self, subject: Subject, watched: Sequence[Operation] = ()) -> Recording:
+        names = tuple(dict.fromkeys(operation.name for operation in watched))
+        return self._recorded(None, subject, lambda reference, subject: record(subject, names))
 
-        found = self._recorded((id(trial.reference), id(trial.theirs)), trial, run)
-        if trial.is_normalised and ours.score is not None:
-            return found.scaled(ours.score)
-        return found
+    def _run(self, reference: Reference, subject: Subject) -> Recording:
+        changed = subject.changes != self.subject.changes
+        operations = subject.operations() if changed else self._operations_of(subject)
+        return run_checked(reference, subject, operations)
+
+    def _recorded(
+        self, reference: Any, subject: Subject, run: Callable[[Any, Subject], Recording]
+    ) -> Recording:
+        """Return a run with its layers, which is large: only the last few are kept."""
+        key = (reference, *_key(subject))
+        if key not in self._recordings:
+            self._tell("captum-lrp-stab" if reference is None else reference.name)
+            while len(self._recordings) >= _MOST_RECORDINGS:
+                self._recordings.popitem(last=False)
+            self._recordings[key] = run(reference, subject)
+        self._recordings.move_to_end(key)
+        return self._recordings[key]
 
     def _tell(self, name: str) -> None:
         self._progress(f"{name}{self.purpose}")
 
-    def _once(self, key: Any, alive: Any, make: Callable[[], Any]) -> Any:
-        """Return what was made under a key; what its ids belong to is kept alive."""
-        if key not in self._results:
-            self._results[key] = (alive, make())
-        return self._results[key][1]
 
-    def _recorded(self, key: Any, alive: Any, run: Callable[[], Recording]) -> Recording:
-        """Return a run with its layers, which is large: only the last few are kept."""
-        if key not in self._recordings:
-            while len(self._recordings) >= _MOST_RECORDINGS:
-                self._recordings.popitem(last=False)
-            self._recordings[key] = (alive, run())
-        self._recordings.move_to_end(key)
-        return self._recordings[key][1]
-
-
-def _key(trial: Trial) -> tuple[int, int, int, bool]:
-    return id(trial.ours), id(trial.theirs), id(trial.reference), trial.is_normalised
+def _key(subject: Subject) -> tuple[Any, ...]:
+    """Return what tells one subject of a comparison from another."""
+    return subject.merge_batch_norm, id(subject.rules), subject.form, subject.changes

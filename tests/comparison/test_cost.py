@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, EpsilonRule, GammaRule, compare, presets, stabilizers
-from captum_lrp_stab.comparison import comparing, explaining, pair
+from captum_lrp_stab.comparison import comparing, pair, search
 from captum_lrp_stab.comparison.agreement import agreement
 from captum_lrp_stab.comparison.known_differences import GAMMA_BIAS, SIGNED_STABILIZER
 from captum_lrp_stab.task import Subject
@@ -101,7 +101,7 @@ def test_the_search_comes_to_an_end(monkeypatch) -> None:
     whole, steps = told(model, X, presets.epsilon(0.1), reference)
     assert whole.verdict == "different" and "ended" not in whole.explanation
     assert max(trials(steps)) > 2
-    monkeypatch.setattr(explaining, "MOST_TRIALS", 2)
+    monkeypatch.setattr(search, "MOST_TRIALS", 2)
     monkeypatch.setattr(comparing, "MOST_TRIALS", 2)
     short, steps = told(model, X, presets.epsilon(0.1), reference)
     assert short.verdict == "different"
