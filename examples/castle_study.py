@@ -56,19 +56,20 @@ def main(folder: Path, picture: Path | None = None, weights: str | None = None) 
     heatmaps, scores = {}, {}
     for form in "modified-forward", "gradient":
         study = investigate(classifier, image, rules=name_map, names=STABILIZERS, form=form)
-        print(f"{form} form: {study.label}, score {study.score:.4g}")
+        (record,) = study.records  # of one picture
+        print(f"{form} form: {record.label}, score {record.score:.4g}")
         heatmaps[form], scores[form] = {}, {}
-        for found, heatmap in zip(study.findings, study.heatmaps, strict=True):
-            if found.finite:
+        for run, heatmap in zip(record.runs, study.heatmaps, strict=True):
+            if run.finite:
                 peak = heatmap.abs().max() / heatmap.abs().median()
                 said = f"largest pixel {peak:.3g} times the median"
-                said += f", sum {heatmap.sum():.3g} for a score of {found.score:.3g}"
+                said += f", sum {heatmap.sum():.3g} for a score of {run.score:.3g}"
             else:
-                said = f"NaN, which arose in {found.origin.name}"
-            print(f"  {found.name:20} {said}")
-            heatmaps[form][found.name] = heatmap
-            if found.score is not None:
-                scores[form][found.name] = found.score
+                said = f"NaN, which arose in {run.start.layer}"
+            print(f"  {run.name:20} {said}")
+            heatmaps[form][run.name] = heatmap
+            if run.score is not None:
+                scores[form][run.name] = run.score
     figure = visualize.grid(heatmaps, scores=scores, title=TITLE, **STYLE)
     figure.savefig(folder / "castle_study.png")
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +139,7 @@ def print_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     words: Sequence[str],
-    is_bad: Callable[[Sequence[str]], bool],
-    unbroken: bool = False,
+    bad: Collection[int],
 ) -> None:
     """Print a table, with the columns of words to the left and the bad rows in red.
 
@@ -149,16 +148,16 @@ def print_table(
         header: The names of the columns.
         rows: Text.
         words: The columns that hold words.
-        is_bad: Which rows are red.
-        unbroken: Never break a number where the terminal is narrow.
+        bad: The indices of the rows that are red.
     """
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in header:
         left = name in words
-        keep = unbroken and not left
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=keep)
-    for row in rows:
-        table.add_row(*row, style="red" if is_bad(row) else None)
+        table.add_column(  # a number is never broken where the terminal is narrow
+            name, justify="left" if left else "right", overflow="fold", no_wrap=not left
+        )
+    for index, row in enumerate(rows):
+        table.add_row(*row, style="red" if index in bad else None)
     shown.print(table)
 
 

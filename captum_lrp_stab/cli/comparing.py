@@ -138,7 +138,8 @@ def _show(console: Console, compared: "Comparison", about: "About", legend: str)
     ]
     first = compared.first.name if compared.first is not None else None
     console.print()
-    common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == first, unbroken=True)
+    bad = [index for index, row in enumerate(shown) if row[0] == first]
+    common.print_table(console, _SHOWN, shown, _WORDS, bad)
     console.print(f"\n{legend}", style="dim")
     console.print(f"\n[bold]{compared.verdict}[/bold]")
     warned = (f"- warning: {warning}" for warning in about.warnings)

@@ -176,7 +176,8 @@ def _show(console: Console, findings: "report.Findings") -> None:
     origin = None if found.origin is None else found.origin.name
     console.print()
     shown = [[row[i] for i in places] for row in rows]
-    common.print_table(console, _SHOWN, shown, _WORDS, lambda row: row[0] == origin, unbroken=True)
+    bad = [index for index, row in enumerate(shown) if row[0] == origin]
+    common.print_table(console, _SHOWN, shown, _WORDS, bad)
     console.print(f"\n{found.headline()}", markup=False, style="bold")
     lines = [found.explanation(), *(f"The neuron sees {part}." for part in found.sees)]
     lines += [f"warning: {warning}" for warning in found.warnings]

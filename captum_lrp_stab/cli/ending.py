@@ -32,7 +32,7 @@ class Course:
         Raises:
             ReportError: It cannot be made.
         """
-        from captum_lrp_stab.study.investigation_report import make_folder
+        from captum_lrp_stab.reporting.files import make_folder
 
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         make_folder(folder)

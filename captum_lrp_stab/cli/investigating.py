@@ -1,8 +1,8 @@
 """``captum-lrp-stab investigate``: one picture in detail, or many in numbers."""
 
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,14 +10,12 @@ from rich.console import Console
 from captum_lrp_stab.cli import common, names, options
 from captum_lrp_stab.cli.ending import COMPUTING, Course, ending, written_whole
 from captum_lrp_stab.cli.names import completing, files
-from captum_lrp_stab.errors import InputError
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.rules.rule_set import Attention
-    from captum_lrp_stab.study.investigation import Investigation
+    from captum_lrp_stab.reporting.progress import Step
+    from captum_lrp_stab.study.result import Study
 
-
-_WORDS = ("stabilizer", "finite", "", "channel")
+_LISTED = 10
 _ONE, _MANY = Path("lrp-investigation"), Path("lrp-study")
 
 EPILOG = options.epilog(
@@ -33,22 +31,6 @@ EPILOG = options.epilog(
         options.BAD: "of many pictures, none could be measured",
     },
 )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What to run, of one picture or of many."""
-
-    model: str
-    weights: str
-    target: int | None
-    rules: str
-    names: list[str]
-    form: str
-    attention: "Attention"
-    dtype: str
-    seed: int
-    out: Path
 
 
 def investigate(
@@ -102,25 +84,22 @@ def investigate(
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Study what each stabilizer makes of the relevance of one picture, or of many.
+    """Study the relevance of one picture, or of many, under several stabilizers.
 
-    One picture: is relevance finite, and if not, in which layer did the first NaN or Inf arise?
-    How large are its extremes, and where do they sit? Writes report.json, report.md and
-    heatmaps.png.
+    Is it finite and stable, and if not, from which layer on, why, and what helps? How large are its
+    extremes, and where are they? Writes report.html, report.md, report.json and figures.
 
-    Many pictures, or one with --epsilon: which are unstable, under which stabilizers, from which
-    layer? Writes report.html, report.md, report.json and figures. Each picture is kept as soon as
-    it is done; the same command again goes on where it was stopped.
+    One picture: with heatmaps. Many pictures: each is kept as soon as it is done; the same command
+    again goes on where it was stopped.
     """
     paths = images or []
     output = common.Output(quiet, as_json)
     with ending() as course:
         from captum_lrp_stab import by_name
-        from captum_lrp_stab.cli.studying import study
         from captum_lrp_stab.propagation import forms
-        from captum_lrp_stab.study import grid
+        from captum_lrp_stab.study import grid, investigation, report
+        from captum_lrp_stab.study.files import find
 
-        is_study = epsilon is not None or len(paths) > 1 or any(path.is_dir() for path in paths)
         chosen = stabilizer or list(names.DEFAULT_STABILIZERS)
         if epsilon is not None:
             chosen = grid.combine(stabilizer or grid.SWEPT, grid.epsilons(epsilon))
@@ -129,71 +108,86 @@ def investigate(
         forms.form_of(form)
         by_name.dtype_of(dtype)
         treated = by_name.attention_of(attention)
-        folder = out or (_MANY if is_study else _ONE)
-        asked = Asked(model, weights, target, rules, chosen, form, treated, dtype, seed, folder)
-        if is_study:
-            if detect_anomaly:
-                raise InputError(
-                    "--detect-anomaly serves one picture; leave it out: a study says where "
-                    "instability starts anyway"
-                )
-            study(paths, asked, fresh, output, course)
+        many = len(paths) > 1 or any(path.is_dir() for path in paths)
+        folder = out or (_MANY if many else _ONE)
+        if many:
+            found = find(paths, leave_out=folder)
         else:
-            if fresh:
-                raise InputError(
-                    "--fresh begins a study of many pictures again, and one picture always begins "
-                    "anew; leave it out, or give a folder"
+            picture, title = common.picture_of(paths[0] if paths else None)
+        course.make_folder(folder)
+        classifier = common.load(model, weights, seed, output)
+        question: dict[str, Any] = {
+            **{"names": chosen, "rules": rules, "target": target, "form": form},
+            **{"attention": treated, "dtype": dtype, "detect_anomaly": detect_anomaly},
+        }
+        course.now = COMPUTING
+        if many:
+            with common.progress(len(found), output, long=True) as step:
+                study = investigation.study_pictures(
+                    classifier,
+                    found,
+                    folder,
+                    fresh=fresh,
+                    progress=_counting(step, course, len(found), folder, fresh),
+                    **question,
                 )
-            _one(paths[0] if paths else None, asked, detect_anomaly, output, course)
+        else:
+            with common.progress(len(chosen), output) as step:
+                study = investigation.investigate(
+                    classifier, picture, name=title, progress=step, **question
+                )
+        with written_whole(course, folder):
+            written = report.write(study, folder)
+
+        def show(console: Console) -> None:
+            _show(console, study)
+            common.print_written(console, written)
+
+        output.deliver((folder / "report.json").read_text, show)
+        if not study.measured:
+            raise typer.Exit(options.BAD)
 
 
-def _one(
-    image: Path | None, asked: Asked, detect_anomaly: bool, output: common.Output, course: Course
-) -> None:
-    """Investigate one picture."""
-    from captum_lrp_stab.study import investigation_report
-    from captum_lrp_stab.study.investigation import investigate as run_investigation
+def _counting(step: "Step", course: Course, total: int, folder: Path, fresh: bool) -> "Step":
+    """Return what is called before each picture, and says what is kept if it is interrupted."""
+    begun = count()
+    again = "the same command without --fresh" if fresh else "the same command"
 
-    picture, title = common.picture_of(image)
-    course.make_folder(asked.out)
-    classifier = common.load(asked.model, asked.weights, asked.seed, output)
-    course.now = COMPUTING
-    with common.progress(len(asked.names), output) as step:
-        investigation = run_investigation(
-            classifier,
-            picture,
-            target=asked.target,
-            rules=asked.rules,
-            names=asked.names,
-            form=asked.form,
-            attention=asked.attention,
-            dtype=asked.dtype,
-            detect_anomaly=detect_anomaly,
-            progress=step,
+    def begin(name: str) -> None:
+        course.now = (
+            f"stopped after {next(begun)} of {total} pictures; what is finished is kept in "
+            f"{folder}, and {again} goes on from there"
         )
-    with written_whole(course, asked.out):
-        paths = investigation_report.write(investigation, asked.out, title)
+        step(name)
 
-    def show(console: Console) -> None:
-        _show(console, investigation, title)
-        common.print_written(console, paths)
-
-    output.deliver((asked.out / "report.json").read_text, show)
+    return begin
 
 
-def _show(console: Console, investigation: "Investigation", picture: str) -> None:
-    """Print the tables."""
-    from captum_lrp_stab.study import investigation_report
+def _show(console: Console, study: "Study") -> None:
+    """Print the tables of the stabilizers, and the verdict below them."""
+    from captum_lrp_stab.study import words
 
+    settings, records = study.settings, study.records
+    about = f"{len(records)} pictures"
+    if study.heatmaps:
+        (record,) = records
+        about = f"{record.picture}: {record.label}, score {record.score:.4g}, probability "
+        about += f"{record.probability:.3g}"
     console.print(
-        f"{investigation.model} ({investigation.weights}) on {picture}: {investigation.label}, "
-        f"score {investigation.score:.4g}, probability {investigation.probability:.3g}; "
-        f"{investigation.rules}, {investigation.form} form, {investigation.dtype}",
+        f"{settings['model']} ({settings['weights']}) on {about}; {settings['rules']}, "
+        f"{settings['form']} form, {settings['dtype']}\n",
         markup=False,
     )
-    for title, header, rows in investigation_report.tables(investigation):
-        console.print(f"\n[bold]{title}[/bold]")
-        common.print_table(console, header, rows, _WORDS, lambda row: "NO" in row)
-    console.print(f"\n{investigation_report.LEGEND}", style="dim")
-    for note in investigation_report.notes(investigation):
-        console.print(f"- {note}", markup=False)
+    for title, table in words.tables(study):
+        console.print(f"[bold]{title}[/bold]")
+        common.print_table(console, table.header, table.rows, table.words, table.bad)
+        console.print(f"{table.caption}\n", style="dim", markup=False)
+    console.print(words.verdict(study), markup=False, style="bold")
+    lost = [r for r in records if r.error is not None]
+    lines = [f"{r.picture} was not measured: {r.error}" for r in lost[:_LISTED]]
+    if len(lost) > _LISTED:
+        lines.append(f"{len(lost) - _LISTED} more could not be measured: see the report")
+    origins = [o for o in study.origins() if o.layer]
+    lines += [f"{o.name}, from '{o.layer}': {o.cause}; {o.remedy}" for o in origins[:_LISTED]]
+    for line in (*lines, *words.notes(study)[:_LISTED]):
+        console.print(f"- {line}", markup=False)

@@ -1,5 +1,6 @@
 """A comparison on a picture as files: ``comparison.json`` and ``comparison.png``."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ import torch
 from captum_lrp_stab._version import __version__
 from captum_lrp_stab.comparison import drawing
 from captum_lrp_stab.comparison.result import Comparison
-from captum_lrp_stab.errors import ReportError
-from captum_lrp_stab.study.investigation_report import make_folder
+from captum_lrp_stab.reporting import files
 from captum_lrp_stab.zoo.prediction import Prepared
 
 LEGEND = (
@@ -66,19 +66,19 @@ def write(compared: Comparison, about: About, folder: Path) -> list[Path]:
     Raises:
         ReportError: The folder cannot be made or written to.
     """
-    make_folder(folder)
-    paths = [folder / "comparison.json", folder / "comparison.png"]
     versions = {
         "captum-lrp-stab": __version__,
         "captum": captum.__version__,
         "torch": torch.__version__,
     }
     content = {**about.facts(), **compared.facts(), "versions": versions}
-    try:
-        paths[0].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
-        drawing.draw(compared, about.ready.picture, about.sentence(compared)).savefig(paths[1])
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the report into {folder}: {error}; give another folder with --out"
-        ) from error
-    return paths
+    figure = drawing.draw(compared, about.ready.picture, about.sentence(compared))
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return files.write(
+        folder,
+        {
+            "comparison.json": (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(),
+            "comparison.png": image.getvalue(),
+        },
+    )

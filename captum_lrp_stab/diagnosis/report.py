@@ -16,7 +16,6 @@ from captum_lrp_stab.diagnosis import drawing
 from captum_lrp_stab.diagnosis.advice import Advice
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
-from captum_lrp_stab.errors import ReportError
 from captum_lrp_stab.ledger.records import LayerRecord
 from captum_lrp_stab.reporting import document
 from captum_lrp_stab.reporting.document import (
@@ -61,15 +60,7 @@ def write(findings: Findings, folder: Path) -> list[Path]:
     Raises:
         ReportError: The folder cannot be made or written to.
     """
-    paths = document.write(of(findings), folder)
-    path = folder / "report.json"
-    try:
-        path.write_text(to_json(facts(findings)) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the report into {folder}: {error}; give another folder with --out"
-        ) from error
-    return [*paths[:2], path, *paths[2:]]
+    return document.write(of(findings), folder, to_json(facts(findings)))
 
 
 def facts(findings: Findings) -> dict[str, Any]:

@@ -28,9 +28,7 @@ Example:
 
 import base64
 import io
-import os
 import re
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +40,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.reporting import files
 
 Tone: TypeAlias = Literal["good", "warning", "bad"]
 
@@ -140,7 +138,11 @@ class Picture:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        _check_stem(self.name)
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"{self.name!r} cannot be the name of a file: it may have letters, digits, '_', "
+                "'-' and '.'"
+            )
 
     # Kept, since a figure with an automatic layout may come out differently when drawn again.
     @cached_property
@@ -216,56 +218,29 @@ class Document:
         return [block for block in blocks if isinstance(block, Picture)]
 
 
-def write(document: Document, folder: Path, stem: str = "report") -> list[Path]:
-    """Write the document as HTML and as Markdown, and its pictures as PNG.
-
-    A file that exists is replaced as a whole: who opens it meanwhile sees the old or the new one.
+def write(document: Document, folder: Path, facts: str) -> list[Path]:
+    """Write a report: as HTML, as Markdown, its facts as JSON, and its pictures as PNG.
 
     Args:
         document: What to write.
         folder: Where to; it is made if it does not exist.
-        stem: What the two files are called, without ``.html`` and ``.md``.
+        facts: What the report says, as JSON.
 
     Returns:
-        The paths: HTML, Markdown, pictures.
+        The paths, in this order.
 
     Raises:
         ReportError: The folder cannot be made or written to.
-        ValueError: The stem is not the name of a file.
     """
-    _check_stem(stem)
-    files = {
-        f"{stem}.html": to_html(document).encode(),
-        f"{stem}.md": to_markdown(document).encode(),
-        **{f"{picture.name}.png": picture.png for picture in document.pictures},
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            _replace(folder / name, content)
-    except OSError as error:
-        raise ReportError(
-            f"cannot write the report into {folder}: {error}; give another folder with --out"
-        ) from error
-    return [folder / name for name in files]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # In the same folder, as one can replace atomically only within a file system; not by the
-    # module tempfile, whose files nobody but their owner may read.
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _check_stem(stem: str) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", stem):
-        raise ValueError(
-            f"{stem!r} cannot be the name of a file: it may have letters, digits, '_', '-' and '.'"
-        )
+    return files.write(
+        folder,
+        {
+            "report.html": to_html(document).encode(),
+            "report.md": to_markdown(document).encode(),
+            "report.json": f"{facts}\n".encode(),
+            **{f"{picture.name}.png": picture.png for picture in document.pictures},
+        },
+    )
 
 
 def _visible(text: str) -> str:

@@ -47,7 +47,7 @@ def draw_amplification(study: Study) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
     _powers(axes[0], limit)
     _name_layers(axes[-1], study)
-    figure.supylabel("relevance handed down / received", fontsize=10)
+    figure.supylabel("relevance passed on / received", fontsize=10)
     return figure
 
 
@@ -105,6 +105,8 @@ def _starts(study: Study, name: str) -> NDArray[np.int64]:
 
 def _where(study: Study, name: str) -> str:
     runs = study.runs(name)
+    if len(runs) == 1:
+        return runs[0].verdict
     bad = [run for run in runs if run.verdict != STABLE]
     if not bad:
         return f"stable on all {len(runs)}"
@@ -159,7 +161,7 @@ def _amplification_map(study: Study) -> Figure:
     bar = figure.colorbar(shown, ax=ax, ticks=ticks, pad=0.01)
     bar.ax.set_yticklabels([times(10.0**e) for e in ticks], fontsize=8)
     bar.ax.minorticks_off()
-    bar.set_label("worst: handed down / received", fontsize=9)
+    bar.set_label("worst: passed on / received", fontsize=9)
     return figure
 
 
@@ -273,7 +275,8 @@ def _against_epsilon(study: Study, curves: Curves) -> Figure:
 
 def _values(runs: Sequence[Run]) -> list[float]:
     """Return what a logarithmic axis can show: beyond a googol it fails."""
-    return [min(max(run.peak_over_median, 1e-100), 1e100) for run in runs if run.peak_over_median]
+    peaks = [run.pixels.peak_over_median for run in runs]
+    return [min(max(peak, 1e-100), 1e100) for peak in peaks if peak]
 
 
 def _unstable(runs: Sequence[Run]) -> float:

@@ -1,6 +1,7 @@
 """What is kept of each picture: plain numbers, no tensors.
 
-A number that is NaN, Inf or would involve one is None.
+A number that is NaN, Inf or would involve one is None; what the finite values alone say stands
+apart, under ``finite_values`` and ``finite_pixels``.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from captum_lrp_stab.reporting.tables import without_nonfinite
+from captum_lrp_stab.study.statistics import Place, Statistics
 
 STABLE, UNSTABLE, NOT_FINITE = "stable", "unstable", "not finite"
 VERDICTS = (STABLE, UNSTABLE, NOT_FINITE)
@@ -21,27 +23,29 @@ class Start:
     layer: str
     trouble: str
     direction: str
-    factor: float | None  # how many times the relevance received is handed down
+    factor: float | None  # relevance passed on over relevance received, in absolute value
     neuron: tuple[int, ...] | None
-    cause: str  # one of the kinds of ``diagnosis.causes.Cause``
+    cause: str  # one of the kinds of ``ledger.causes.Cause``
     because: str
     remedy: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """One picture under one stabilizer."""
+    """The relevance of one picture under one stabilizer."""
 
-    name: str
+    name: str  # of the stabilizer
     verdict: str  # one of ``VERDICTS``
     finite: bool
     score: float | None  # as the form computes it
-    std_value: float | None  # standard deviation of every value of relevance
-    std_pixel: float | None  # likewise of the sums over channels
-    peak_over_median: float | None  # of pixels: largest over median absolute value
     sum_over_score: float | None
     growth: float | None  # sum of the inputs' absolute relevance over the absolute score
-    nonfinite: int  # values of relevance that are NaN or Inf
+    values: Statistics  # of every value of relevance
+    pixels: Statistics  # of the sums over channels
+    finite_values: Statistics | None  # of the finite values alone, where not all are
+    finite_pixels: Statistics | None
+    largest: Place | None
+    smallest: Place | None
     start: Start | None
     warnings: tuple[str, ...]
     amplification: Mapping[str, float | None] = field(repr=False)  # by layer
@@ -49,10 +53,10 @@ class Run:
 
 @dataclass(frozen=True)
 class PictureRecord:
-    """One picture under all stabilizers; or, with ``error``, why there is nothing to say of it."""
+    """One picture under all stabilizers; or, with ``error``, why it could not be measured."""
 
     picture: str
-    sha256: str | None  # of the file; None if it cannot be read
+    sha256: str | None  # of the file; None if there is none, or it cannot be read
     error: str | None
     target: int | None = None
     label: str | None = None
@@ -65,7 +69,7 @@ class PictureRecord:
         """The run with the worst verdict; of several the one with the largest peak."""
         return max(
             self.runs,
-            key=lambda run: (VERDICTS.index(run.verdict), run.peak_over_median or 0.0),
+            key=lambda run: (VERDICTS.index(run.verdict), run.pixels.peak_over_median or 0.0),
             default=None,
         )
 
@@ -75,6 +79,13 @@ class PictureRecord:
         return clean
 
 
+_PARTS: dict[str, type] = {
+    **{"values": Statistics, "pixels": Statistics},
+    **{"finite_values": Statistics, "finite_pixels": Statistics},
+    **{"largest": Place, "smallest": Place, "start": Start},
+}
+
+
 def record_of(facts: Mapping[str, Any]) -> PictureRecord:
     """Return a record from its :meth:`PictureRecord.facts`.
 
@@ -82,13 +93,13 @@ def record_of(facts: Mapping[str, Any]) -> PictureRecord:
         KeyError: Something is missing.
         TypeError: Something is too much, or of another type.
     """
-    runs = tuple(_run_of(run) for run in facts["runs"])
+    runs = tuple(Run(**_with_tuples(run, _PARTS)) for run in facts["runs"])
     return PictureRecord(**{**facts, "runs": runs})
 
 
-def _run_of(facts: Mapping[str, Any]) -> Run:
-    start = facts["start"]
-    if start is not None:
-        neuron = start["neuron"]
-        start = Start(**{**start, "neuron": None if neuron is None else tuple(neuron)})
-    return Run(**{**facts, "start": start, "warnings": tuple(facts["warnings"])})
+def _with_tuples(facts: Mapping[str, Any], parts: Mapping[str, type] = {}) -> dict[str, Any]:
+    """Return facts with tuples in the place of lists, and the parts as what they were."""
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
+    for name, kind in parts.items():
+        found[name] = None if facts[name] is None else kind(**_with_tuples(facts[name]))
+    return found

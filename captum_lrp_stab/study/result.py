@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from captum_lrp_stab.study.records import NOT_FINITE, STABLE, PictureRecord, Run
 from captum_lrp_stab.study.settings import Settings
@@ -62,12 +65,17 @@ class Study:
     ``amplification`` has for each stabilizer an array (picture, layer) of how many times a layer
     multiplies the sum of absolute relevance: NaN where that is not known. The layers are in order
     of execution.
+
+    The study of one picture has it as the model sees it, and a heatmap ``(H, W)`` for each
+    stabilizer: the sum of relevance over channels, in float64.
     """
 
     settings: Settings
     records: tuple[PictureRecord, ...]
     layers: tuple[str, ...]
     amplification: dict[str, NDArray[np.float64]]
+    picture: Image.Image | None = None
+    heatmaps: tuple[Tensor, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -80,7 +88,7 @@ class Study:
         return [record for record in self.records if record.error is None]
 
     def runs(self, name: str) -> list[Run]:
-        """Return what one stabilizer made of each picture."""
+        """Return the runs of one stabilizer, one for each picture."""
         place = self.names.index(name)
         return [record.runs[place] for record in self.measured]
 
@@ -120,12 +128,19 @@ class Study:
         ]
 
 
-def gather(settings: Settings, records: Iterable[PictureRecord]) -> Study:
+def gather(
+    settings: Settings,
+    records: Iterable[PictureRecord],
+    picture: Image.Image | None = None,
+    heatmaps: Sequence[Tensor] = (),
+) -> Study:
     """Return a study from the records of its pictures, which are looked at one by one.
 
     Args:
         settings: What they were made with.
         records: In the order of the pictures.
+        picture: As the model sees it, if it is one.
+        heatmaps: Of this picture.
     """
     names: list[str] = settings["stabilizers"]
     kept: list[PictureRecord] = []
@@ -153,7 +168,7 @@ def gather(settings: Settings, records: Iterable[PictureRecord]) -> Study:
             found, values = row[index]
             table[number, [places[layer] for layer in found]] = values
         amplification[name] = table
-    return Study(settings, tuple(kept), tuple(layers), amplification)
+    return Study(settings, tuple(kept), tuple(layers), amplification, picture, tuple(heatmaps))
 
 
 def _merge(layers: list[str], found: Sequence[str]) -> None:
@@ -170,7 +185,7 @@ def _merge(layers: list[str], found: Sequence[str]) -> None:
 
 def _summary(name: str, runs: Sequence[Run]) -> Summary:
     def spread(field: str) -> Spread:
-        return _spread([v for run in runs if (v := getattr(run, field)) is not None])
+        return _spread([v for run in runs if (v := attrgetter(field)(run)) is not None])
 
     starts = Counter(run.start.layer for run in runs if run.start is not None)
     return Summary(
@@ -178,9 +193,9 @@ def _summary(name: str, runs: Sequence[Run]) -> Summary:
         len(runs),
         sum(run.verdict != NOT_FINITE for run in runs),
         sum(run.verdict != STABLE for run in runs),
-        spread("std_value"),
-        spread("std_pixel"),
-        spread("peak_over_median"),
+        spread("values.standard_deviation"),
+        spread("pixels.standard_deviation"),
+        spread("pixels.peak_over_median"),
         spread("growth"),
         tuple(starts.most_common()),
     )

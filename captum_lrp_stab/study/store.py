@@ -8,21 +8,19 @@ not there.
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from captum_lrp_stab.errors import ReportError
+from captum_lrp_stab.reporting import files
 from captum_lrp_stab.study import settings as settings_module
-from captum_lrp_stab.study.investigation_report import make_folder
 from captum_lrp_stab.study.records import PictureRecord, record_of
 from captum_lrp_stab.study.settings import Settings, differences
 
 _RECORD = re.compile(r"[0-9a-f]{64}\.json")
-_DRAFT = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_DRAFT = re.compile(files.DRAFT)
 
 
 class Store:
@@ -43,15 +41,14 @@ class Store:
         self._pictures = folder / "pictures"
         self._digest = settings_module.digest(settings)
         self._made_with = folder / "settings.json"
-        make_folder(self._pictures)
+        files.make_folder(self._pictures)
         try:
             self._tidy(fresh)
         except OSError as error:
-            raise _cannot_write(folder, error) from error
-        if fresh:
-            self._write(self._made_with, settings)
-            return
-        before = _read(self._made_with)
+            raise ReportError(
+                f"cannot write into {folder}: {error}; give another folder with --out"
+            ) from error
+        before = None if fresh else _read(self._made_with)
         if before is None:
             self._write(self._made_with, settings)
         elif changed := differences(before, settings):
@@ -103,31 +100,7 @@ class Store:
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        try:
-            write_whole(path, text.encode())
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or, after a kill or a power cut, as it was.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    draft = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _cannot_write(folder: Path, error: OSError) -> ReportError:
-    return ReportError(f"cannot write into {folder}: {error}; give another folder with --out")
+        files.write(path.parent, {path.name: text.encode()})
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,10 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "report"
 
 
+def content(out: Path) -> Any:
+    return json.loads((out / "report.json").read_text())
+
+
 def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The study offline, from beginning to end."""
     environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
@@ -42,20 +46,22 @@ def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "espresso" in done.stdout
     assert "quadratic-mean:0.1" in done.stdout
     folder = tmp_path / "lrp-investigation"
-    assert {p.name for p in folder.iterdir()} == {"report.json", "report.md", "heatmaps.png"}
-    content = json.loads((folder / "report.json").read_text())
-    assert content["picture"] == "skimage.data.coffee"
-    findings = {f["name"]: f for f in content["findings"]}
-    assert list(findings) == [
+    assert {p.name for p in folder.iterdir()} == {
+        *("report.html", "report.json", "report.md", "heatmaps.png", "amplification.png")
+    }
+    (record,) = content(folder)["pictures"]
+    assert record["picture"] == "skimage.data.coffee"
+    runs = {run["name"]: run for run in record["runs"]}
+    assert list(runs) == [
         "none",
         "signed:0.1",
         "quadratic-mean:0.1",
         "additive:0.1",
         "clip:0.1",
     ]
-    assert all(f["finite"] for f in findings.values())
-    patches = findings["quadratic-mean:0.1"]["pixels"]["peak_over_median"]
-    assert patches > 100 * findings["signed:0.1"]["pixels"]["peak_over_median"]
+    assert all(run["finite"] for run in runs.values())
+    patches = runs["quadratic-mean:0.1"]["pixels"]["peak_over_median"]
+    assert patches > 100 * runs["signed:0.1"]["pixels"]["peak_over_median"]
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -84,15 +90,14 @@ def test_every_option_at_once(tmp_path: Path, out: Path) -> None:
         *("--detect-anomaly", "--seed", "3", "--out", out),
     )
     assert result.exit_code == 0, result.output
-    content = json.loads((out / "report.json").read_text())
-    assert content["target"] == 7
-    assert (content["model"], content["weights"]) == ("squeezenet1_1", "weights.pth")
-    assert (content["form"], content["rules"], content["dtype"]) == (
-        "modified-forward",
-        "zero",
-        "float64",
-    )
-    assert [f["stabilizer"] for f in content["findings"]] == ["Identity()", "Clip(epsilon=0.01)"]
+    settings = content(out)["settings"]
+    assert (settings["target"], content(out)["pictures"][0]["target"]) == (7, 7)
+    assert (settings["model"], settings["weights"]) == ("squeezenet1_1", "weights.pth")
+    assert [settings[name] for name in ("form", "rules", "dtype", "stabilizers")] == [
+        *("modified-forward", "zero", "float64", ["none", "clip:0.01"])
+    ]
+    for run in content(out)["pictures"][0]["runs"]:
+        assert run["warnings"][-1].startswith("anomaly detection: ")
     assert "heatmaps.png" in result.stdout
 
 
@@ -166,7 +171,7 @@ def test_a_model_with_gates_in_relevance_form(out: Path) -> None:
         *("--form", "relevance", "--stabilizer", "signed", "--out", out),
     )
     assert result.exit_code == 0, result.output
-    assert json.loads((out / "report.json").read_text())["fallbacks"] == []
+    assert content(out)["settings"]["fallbacks"] == []
 
 
 def test_a_folder_that_cannot_be_made_is_found_at_once(tmp_path: Path) -> None:
@@ -205,10 +210,9 @@ def test_a_score_that_is_not_finite_is_reported(tmp_path: Path, out: Path) -> No
     Image.fromarray(noise).save(tmp_path / "noise.png")
     result = command("investigate", tmp_path / "noise.png", *options, "--out", out)
     assert result.exit_code == 0, result.output
-    (finding,) = json.loads((out / "report.json").read_text())["findings"]
-    assert finding["score"] is None
-    assert finding["sum_over_score"] is None
-    assert "the score is not finite" in (out / "report.md").read_text()
+    (run,) = content(out)["pictures"][0]["runs"]
+    assert (run["score"], run["sum_over_score"]) == (None, None)
+    assert run["verdict"] == "not finite"
 
 
 @pytest.mark.parametrize(
@@ -230,4 +234,5 @@ def test_dollar_signs_and_names_that_are_no_text(tmp_path: Path, out: Path) -> N
     result = command("investigate", picture, *options, "--out", out)
     assert result.exit_code == 0, result.output
     assert (out / "heatmaps.png").exists()
-    assert "odd\\udcff.png" in (out / "report.md").read_text()
+    assert content(out)["pictures"][0]["picture"] == "odd\\udcff.png"
+    assert "\\\\udcff.png" in (out / "report.md").read_text()

@@ -156,7 +156,7 @@ def test_pipes_and_full_disks() -> None:
         assert done.stderr == said
     done = shell(f"ulimit -f 1; $run {' '.join(COMMANDS['diagnose'])}")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: cannot write the report into lrp-diagnosis")
+    assert done.stderr.startswith("error: cannot write into lrp-diagnosis")
     assert done.stderr.count("\n") == 1
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from captum_lrp_stab.study.files import PictureFile, find
+from captum_lrp_stab.study.investigation import study_pictures
 from captum_lrp_stab.study.result import Study
-from captum_lrp_stab.study.running import study_pictures
 from tests.helpers.studies import classifier, picture
 
 NAMES = ("none", "signed:0.1", "additive:0.1")

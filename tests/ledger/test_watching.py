@@ -135,7 +135,7 @@ def test_progress_is_told_before_each() -> None:
     found = investigate(
         classifier(), default_picture(), names=NAMES, rules="epsilon", progress=said.append
     )
-    assert said == [finding.name for finding in found.findings]
+    assert said == [run.name for run in found.records[0].runs]
 
 
 @pytest.mark.parametrize("form", forms.NAMES)

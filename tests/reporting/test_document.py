@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import stat
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
@@ -12,7 +11,6 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from captum_lrp_stab.errors import ReportError
 from captum_lrp_stab.reporting.document import (
     Code,
     Document,
@@ -232,7 +230,7 @@ def test_any_name_is_shown_as_it_is(name):
 
 
 def test_undecodable_names_can_be_written(tmp_path):
-    html, markdown = write(one(Paragraph(UNDECODABLE)), tmp_path)
+    html, markdown, _ = write(one(Paragraph(UNDECODABLE)), tmp_path, "{}")
     assert r"caf\udce9.jpg" in html.read_text("utf-8")
     assert r"caf\udce9.jpg" in markdown.read_text("utf-8")
 
@@ -304,57 +302,14 @@ def test_code_may_hold_a_fence():
 
 def test_write_makes_the_folder_and_all_files(tmp_path):
     told, folder = document(), tmp_path / "new" / "folder"
-    paths = write(told, folder, "comparison")
-    assert paths == [folder / name for name in ("comparison.html", "comparison.md", "heatmaps.png")]
+    paths = write(told, folder, "{}")
+    names = ("report.html", "report.md", "report.json", "heatmaps.png")
+    assert paths == [folder / name for name in names]
     assert sorted(folder.iterdir()) == sorted(paths)  # nothing else is left
     assert paths[0].read_bytes() == to_html(told).encode()
     assert paths[1].read_bytes() == to_markdown(told).encode()
-    assert base64.b64encode(paths[2].read_bytes()).decode() in to_html(told)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
-def test_others_may_read_what_the_umask_lets_them(tmp_path):
-    before = os.umask(0o022)
-    try:
-        paths = write(document(), tmp_path)
-    finally:
-        os.umask(before)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o644}
-
-
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
-def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch, step):
-    (old, *_) = write(document(), tmp_path)
-    content, names = old.read_bytes(), sorted(tmp_path.iterdir())
-
-    def half(path, content):
-        with open(path, "wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    def refuse(source, target):
-        assert os.path.dirname(source) == os.path.dirname(target)
-        raise OSError(28, "No space left on device")
-
-    if step == "write_bytes":
-        monkeypatch.setattr("pathlib.Path.write_bytes", half)
-    else:
-        monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(ReportError, match=r"cannot write .* No space left .* with --out"):
-        write(document(title="Another"), tmp_path)
-    assert old.read_bytes() == content
-    assert sorted(tmp_path.iterdir()) == names
-
-
-def test_an_impossible_folder_is_named(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("x")
-    with pytest.raises(ReportError, match=re.escape(str(file)) + r".*another folder with --out"):
-        write(document(), file)
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(ReportError, match=re.escape(str(tmp_path)) + ".*--out"):
-        write(document(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "report.html"]
+    assert paths[2].read_bytes() == b"{}\n"
+    assert base64.b64encode(paths[3].read_bytes()).decode() in to_html(told)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +324,6 @@ def test_an_impossible_folder_is_named(tmp_path):
             lambda: one(Picture(figure(), "x", "1"), Picture(figure(), "X", "2")),
             "several pictures are called x",
         ),
-        (lambda: write(document(), None, "a/b"), "'a/b' cannot be the name of a file"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,23 @@ from matplotlib import pyplot
 from captum_lrp_stab.study import figures, report, words
 from captum_lrp_stab.study.records import PictureRecord, Run, Start, record_of
 from captum_lrp_stab.study.result import Spread, Study, gather
+from captum_lrp_stab.study.statistics import Place, Statistics
 from tests.helpers.study_folders import NAMES, fill, study
 
 START = Start("deep", "relevance amplified", "backward", 5e4, (0, 3, 1), "pole", "near 0", "more")
 
 
+def moments(deviation: float | None, peak: float | None = None, nan: int = 0) -> Statistics:
+    return Statistics(-1.0, 1.0, deviation, 0.5, peak, 1, 2, 3, nan, 0)
+
+
 def run(name: str, verdict: str = "stable", **given: Any) -> Run:
     values: dict[str, Any] = {
-        **{"finite": verdict != "not finite", "score": 2.0, "std_value": 0.1, "std_pixel": 0.2},
-        **{"peak_over_median": 10.0, "sum_over_score": 1.0, "growth": 3.0, "nonfinite": 0},
+        **{"finite": verdict != "not finite", "score": 2.0, "sum_over_score": 1.0, "growth": 3.0},
+        **{"values": moments(given.pop("std_value", 0.1))},
+        **{"pixels": moments(0.2, given.pop("peak_over_median", 10.0))},
+        **{"finite_values": None, "finite_pixels": None},
+        **{"largest": Place(0, 1, 2, 0.5, (1, 2, 3), 0.1, None), "smallest": None},
         **{"warnings": (), "amplification": {"top": 2.0, "deep": 0.5}},
     }
     start = None if verdict == "stable" else START
@@ -40,6 +47,7 @@ def made(*pictures: list[Run] | str) -> Study:
     settings = {
         **{"model": "small", "weights": "random", "rules": "zero", "form": "relevance"},
         **{"attention": "attnlrp", "dtype": "float32", "target": None, "threshold": 1000.0},
+        **{"fallbacks": [], "detect_anomaly": False},
         **{"stabilizers": names, "captum-lrp-stab": "1", "captum": "2", "torch": "3"},
     }
     return gather(settings, records)
@@ -125,20 +133,19 @@ def test_a_grid_is_told_in_short() -> None:
 
 def test_the_worst_stabilizer_of_a_picture() -> None:
     rows = [run("a", peak_over_median=1e9), run("b", "unstable"), run("c", "unstable")]
-    rows[2] = replace(rows[2], peak_over_median=20.0)
+    rows[2] = run("c", "unstable", peak_over_median=20.0)
     found = made(rows, "broken", [run("a"), run("b"), run("c", "not finite")])
-    _, table = words.per_picture(found)
-    assert table == [
+    assert words.per_picture(found).rows == (
         ("0.png", "owl", "unstable", "2 of 3", "c", "deep", "20 !"),
         ("1.png", "", "not measured: broken", "", "", "", ""),
         ("2.png", "owl", "not finite", "1 of 3", "c", "deep", "not finite"),
-    ]
-    _, table, left = words.unstable(found, 2)
-    assert table[0] == (
+    )
+    table, left = words.unstable(found, 2)
+    assert table.rows[0] == (
         *("0.png", "b", "unstable", "deep", "0, 3, 1", "5e4"),
         "pole: near 0",
     )
-    assert (len(table), left) == (2, 1)
+    assert (len(table.rows), left) == (2, 1)
 
 
 def test_where_instability_starts_is_counted() -> None:

@@ -136,7 +136,7 @@ def test_other_weights_or_versions_are_refused(tmp_path: Path, monkeypatch) -> N
         return c
 
     with monkeypatch.context() as patch:
-        patch.setattr("study_folders.classifier", other)
+        patch.setattr("tests.helpers.study_folders.classifier", other)
         with pytest.raises(ReportError, match="the weights' values are others; give"):
             study(folder, out)
     monkeypatch.setattr("captum_lrp_stab.study.settings.__version__", "9.9")

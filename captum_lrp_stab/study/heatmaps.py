@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_lrp_stab.images.style import overlay, scale_by_share, title
-from captum_lrp_stab.study.investigation import Finding, Investigation
+from captum_lrp_stab.study.records import Run
+from captum_lrp_stab.study.result import Study
 
 _MOST_COLUMNS = 3
 _PANEL = 3.2  # inches
@@ -22,15 +23,16 @@ _TITLE = 0.66
 _SATURATED = 5  # per cent of the summed absolute relevance
 
 
-def draw(investigation: Investigation) -> Figure:
-    """Return a figure with the picture and one heatmap per finding."""
-    panels = 1 + len(investigation.findings)
+def draw(study: Study) -> Figure:
+    """Return a figure with the picture and a heatmap for each stabilizer."""
+    (record,), settings = study.records, study.settings
+    panels = 1 + len(record.runs)
     rows = math.ceil(panels / _MOST_COLUMNS)
     columns = math.ceil(panels / rows)
     width = columns * (_PANEL + 0.2)
     header = textwrap.wrap(
-        f"{investigation.model} ({investigation.weights}), {investigation.rules}, "
-        f"{investigation.form} form, {investigation.dtype}",
+        f"{settings['model']} ({settings['weights']}), {settings['rules']}, "
+        f"{settings['form']} form, {settings['dtype']}",
         int(11 * width),
     )
     footer = textwrap.wrap(
@@ -59,14 +61,12 @@ def draw(investigation: Investigation) -> Figure:
         parse_math=False,  # a file name may have dollar signs
     )
     figure.text(0.5, 0.1 / height, "\n".join(footer), ha="center", fontsize=9, color="0.3")
-    picture = np.asarray(investigation.picture)
+    picture = np.asarray(study.picture)
     _show_picture(figure, axes[0], picture)
-    score = f"score {investigation.score:.4g}, probability {investigation.probability:.3g}"
-    title(axes[0], investigation.label, f"class {investigation.target}", score)
-    for ax, finding, heatmap in zip(
-        axes[1:], investigation.findings, investigation.heatmaps, strict=False
-    ):
-        _show_finding(figure, ax, picture, finding, heatmap)
+    score = f"score {record.score:.4g}, probability {record.probability:.3g}"
+    title(axes[0], str(record.label), f"class {record.target}", score)
+    for ax, run, heatmap in zip(axes[1:], record.runs, study.heatmaps, strict=False):
+        _show_run(figure, ax, picture, run, heatmap)
     for ax in axes[panels:]:
         ax.axis("off")
     return figure
@@ -82,16 +82,16 @@ def _show_picture(figure: Figure, ax: Axes, picture: NDArray[np.uint8]) -> None:
     )
 
 
-def _show_finding(
-    figure: Figure, ax: Axes, picture: NDArray[np.uint8], finding: Finding, heatmap: Tensor
+def _show_run(
+    figure: Figure, ax: Axes, picture: NDArray[np.uint8], run: Run, heatmap: Tensor
 ) -> None:
     values = heatmap.numpy()
     limit = scale_by_share(values, _SATURATED / 100)
-    overlay(ax, picture, values, limit, note=_what_is_not_finite(finding))
+    overlay(ax, picture, values, limit, note=_what_is_not_finite(run))
     if np.isfinite(values).all() and not values.any():
-        text = "0 everywhere" if finding.score is not None else "0 everywhere, score not finite"
+        text = "0 everywhere" if run.score is not None else "0 everywhere, score not finite"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center")
-    for extreme, colour in (finding.largest, "darkred"), (finding.smallest, "darkblue"):
+    for extreme, colour in (run.largest, "darkred"), (run.smallest, "darkblue"):
         if extreme is not None:
             ax.plot(
                 extreme.column,
@@ -102,17 +102,17 @@ def _show_finding(
                 markeredgecolor=colour,
                 markeredgewidth=0.9,
             )
-    title(ax, finding.name, *_numbers(finding))
+    title(ax, run.name, *_numbers(run))
 
 
-def _numbers(finding: Finding) -> tuple[str, ...]:
+def _numbers(run: Run) -> tuple[str, ...]:
     """Return the lines under a panel's name."""
-    score = "not finite" if finding.score is None else f"{finding.score:.4g}"
-    pixels = finding.pixels if finding.finite_pixels is None else finding.finite_pixels
+    score = "not finite" if run.score is None else f"{run.score:.4g}"
+    pixels = run.pixels if run.finite_pixels is None else run.finite_pixels
     if pixels.minimum is None or pixels.maximum is None:
         return ("no finite pixel", f"score {score}")
-    total = finding.values.total
-    of = "" if finding.finite_pixels is None else "finite pixels "
+    total = run.values.total
+    of = "" if run.finite_pixels is None else "finite pixels "
     sums = "not finite" if total is None else f"{total:.3g}"
     return (
         f"{of}{pixels.minimum:.2g} ... {pixels.maximum:.2g}",
@@ -120,12 +120,12 @@ def _numbers(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _what_is_not_finite(finding: Finding) -> str:
-    pixels = finding.pixels
+def _what_is_not_finite(run: Run) -> str:
+    pixels = run.pixels
     total = pixels.nan + pixels.infinite + pixels.negative + pixels.zero + pixels.positive
     lines = [f"{pixels.nan} NaN, {pixels.infinite} Inf of {total} pixels"]
-    if finding.origin is None:
+    if run.start is None:
         lines.append("arose outside the layers with a rule")
     else:
-        lines += ["first arose in layer", finding.origin.name, f"({finding.origin.direction} pass)"]
+        lines += ["first arose in layer", run.start.layer, f"({run.start.direction} pass)"]
     return "\n".join(lines)
