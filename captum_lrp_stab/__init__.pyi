@@ -4,9 +4,9 @@ from . import types as types
 from . import visualize as visualize
 from ._version import __version__ as __version__
 from .assignment.attach import attach_rules as attach_rules
-from .assignment.layer_filter import LayerFilter as LayerFilter
 from .comparison import compare as compare
 from .diagnosis.diagnosing import diagnose as diagnose
+from .layer_filter import LayerFilter as LayerFilter
 from .layer_lrp import LayerLRP as LayerLRP
 from .lrp import LRP as LRP
 from .planning import plan as plan

@@ -10,6 +10,7 @@ from captum_lrp_stab.assignment.rules_of_model import Rules, rule_set_of
 from captum_lrp_stab.dispatch import fallbacks
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.propagation.attribution import operations_of
+from captum_lrp_stab.reporting.tables import to_text
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.rule_set import Attention, RuleSet
 
@@ -66,13 +67,8 @@ class Plan:
     def __str__(self) -> str:
         """Return the rows as a table."""
         header = tuple(PlannedOperation.__dataclass_fields__)
-        table = [header, *(tuple(map(str, vars(row).values())) for row in self.rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        ]
-        return "\n".join(lines)
+        rows = [tuple(map(str, vars(row).values())) for row in self.rows]
+        return to_text(header, rows, len(header))
 
 
 def plan(

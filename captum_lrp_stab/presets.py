@@ -13,7 +13,7 @@ Example:
 """
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from captum_lrp_stab.errors import RuleMapError, RuleMapWarning
 from captum_lrp_stab.propagation.attribution import layers_of_pass
 from captum_lrp_stab.rules.base import Rule, described
 from captum_lrp_stab.rules.input_layer import FlatRule, ZBoxRule
-from captum_lrp_stab.rules.rule_set import Layer, Layers
+from captum_lrp_stab.rules.rule_set import Composite, Layer, Layers
 from captum_lrp_stab.rules.standard import (
     AlphaBetaRule,
     EpsilonRule,
@@ -44,7 +44,7 @@ Row = tuple[tuple[type[nn.Module], ...], Choice]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Preset(ABC):
+class Preset(Composite):
     """A rule for each layer of any model, by its type and place.
 
     Prints as the call that makes it, and equals another of the same name and arguments.
@@ -59,9 +59,6 @@ class Preset(ABC):
 
     name: str
     arguments: Mapping[str, Any]
-
-    is_by_depth = False
-    """Whether a layer's rule depends on how many layers there are."""
 
     def __post_init__(self) -> None:
         for rule, parameters in self.choices():
@@ -251,7 +248,10 @@ class _ByDepth(Preset):
 
     parts: tuple[Choice, Choice, Choice, Choice]
 
-    is_by_depth = True
+    @property
+    def is_by_depth(self) -> bool:
+        """Whether a layer's rule depends on how many there are."""
+        return True
 
     @property
     def first_types(self) -> tuple[type[nn.Module], ...]:

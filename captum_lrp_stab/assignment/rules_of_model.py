@@ -8,13 +8,11 @@ from torch import nn
 
 from captum_lrp_stab.assignment import name_map
 from captum_lrp_stab.assignment.name_map import Entries
-from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
+from captum_lrp_stab.dispatch.leaf_modules import check_kind, leaf_modules
 from captum_lrp_stab.errors import RuleTypeError
-from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.propagation import checks
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.captum_rules import _NEEDS_NO_RULE, RoutingRule, translate
-from captum_lrp_stab.rules.rule_set import RuleSet
+from captum_lrp_stab.rules.rule_set import Composite, RuleSet
 
 Rules = Entries | Callable[[nn.Module], Entries] | None
 
@@ -34,10 +32,10 @@ def rule_set_of(model: nn.Module, rules: Rules, **options: Any) -> RuleSet:
         RuleTypeError: ``module.rule`` is no propagation rule.
         RuleError: ``module.rule`` cannot be translated, or an option has no meaning.
     """
-    checks.check_kind(model)  # before the names of the layers, which a scripted model hides
+    check_kind(model)  # before the names of the layers, which a scripted model hides
     if rules is None:
         return RuleSet(rules_on(model), on_modules=True, **options)
-    if isinstance(rules, Preset):  # which gives each layer that the pass meets its rule
+    if isinstance(rules, Composite):  # which gives each layer that the pass meets its rule
         return RuleSet({}, composite=rules, **options)
     name_map.check_is_called(rules)
     entries: Any = rules

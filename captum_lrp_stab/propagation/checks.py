@@ -1,6 +1,5 @@
 """What is checked before and after a pass, with an error that says what to do."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,45 +9,9 @@ from torch.nn.parameter import is_lazy
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch import backward_hooks
-from captum_lrp_stab.dispatch.leaf_modules import check_is_module
-from captum_lrp_stab.errors import InputError, InputTypeError, ModelError, ModelTypeError
+from captum_lrp_stab.dispatch.leaf_modules import check_kind, place_of
+from captum_lrp_stab.errors import InputError, InputTypeError, ModelError
 from captum_lrp_stab.tensors.complex_values import real_dtype
-
-_FLOATING = ("FXFloatFunctional", "FloatFunctional")
-"""Modules for models that may be quantized, which compute with floats until they are."""
-
-
-def check_kind(model: nn.Module) -> None:
-    """Raise ModelTypeError if the model is one whose operations cannot be followed.
-
-    Raises:
-        ModelTypeError: The model is no module, or is scripted, compiled or quantized.
-    """
-    check_is_module(model)
-    for name, module in model.named_modules():
-        _check_module(name, module)
-
-
-def _check_module(name: str, module: nn.Module) -> None:
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # heavy, and loaded by torch.compile only
-    if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise ModelTypeError(
-            f"{_place(name, module)} is a TorchScript module, whose operations cannot be seen; "
-            "explain the model it was scripted or traced from"
-        )
-    if module._compiled_call_impl is not None or (
-        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-    ):
-        raise ModelTypeError(
-            f"{_place(name, module)} was made by torch.compile, which leaves no operations to see; "
-            "explain the module it was made from (its _orig_mod)"
-        )
-    kind = type(module)
-    if "quantized" in kind.__module__.split(".") and kind.__name__ not in _FLOATING:
-        raise ModelTypeError(
-            f"{_place(name, module)} is quantized, and integer arithmetic has no relevance; "
-            "explain the floating-point model"
-        )
 
 
 def check_model(model: nn.Module) -> None:
@@ -58,20 +21,19 @@ def check_model(model: nn.Module) -> None:
         ModelError: See :func:`check_kind`; or a parameter is sparse or nested; or dropout, random
             ReLU or batch norm is in train mode.
     """
-    check_is_module(model)
+    modules = check_kind(model)
     backward_hooks.check()
-    modules = list(model.named_modules())  # once: it takes longer than the checks
-    for name, module in modules:
-        _check_module(name, module)
     training = []
     for name, module in modules:
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
             if is_lazy(tensor):
                 raise ModelError(
-                    f"{_place(name, module)} is a lazy module, which has no weights before it has "
-                    "run; call the model once, with inputs of the shape that it is to have"
+                    f"{place_of(name, module)} is a lazy module, which has no weights before it "
+                    "has run; call the model once, with inputs of the shape that it is to have"
                 )
-            if tensor is not None and (tensor.layout != torch.strided or tensor.is_nested):
+            if tensor.layout != torch.strided or tensor.is_nested:
                 kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
                 place = f"{name}.{key}".removeprefix(".")
                 raise ModelError(
@@ -79,7 +41,7 @@ def check_model(model: nn.Module) -> None:
                     "split; store it as a dense one, as from to_dense()"
                 )
         if module.training and _is_random(module):
-            training.append(_place(name, module))
+            training.append(place_of(name, module))
     if training:
         more = f" and {len(training) - 3} more" if len(training) > 3 else ""
         raise ModelError(
@@ -94,10 +56,6 @@ def _is_random(module: nn.Module) -> bool:
         return module.dropout > 0
     random = isinstance(module, (*types.Dropout, *types.BatchNorm, nn.RReLU))
     return random and getattr(module, "p", 1.0) != 0
-
-
-def _place(name: str, module: object) -> str:
-    return f"'{name}' ({type(module).__name__})" if name else type(module).__name__
 
 
 def check_inputs(inputs: Sequence[Tensor]) -> None:

@@ -1,8 +1,9 @@
 """Which rule each operation of a pass gets: everything the user chose, as one value."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -53,13 +54,15 @@ class Positions:
         return self._positions[name]
 
 
-class Composite(Protocol):
+class Composite(ABC):
     """What gives the layers of any model their rules, such as a preset."""
 
     @property
     def is_by_depth(self) -> bool:
         """Whether a layer's rule depends on how many there are."""
+        return False
 
+    @abstractmethod
     def rule_of(self, layer: Layer, depth: int) -> Rule | None:
         """Return a new rule on a layer, None for LRP-0.
 
@@ -127,7 +130,7 @@ class RuleSet:
 
 
 @dataclass(frozen=True)
-class _Changed:
+class _Changed(Composite):
     composite: Composite
     change: Callable[[Rule], Rule]
 
