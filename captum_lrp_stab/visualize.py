@@ -41,7 +41,7 @@ from torch import nn
 from captum_lrp_stab.assignment.rules_of_model import Rules
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.images import arrays
-from captum_lrp_stab.images.grid import MOST_COLUMNS, Options, Panel, draw
+from captum_lrp_stab.images.grid import MOST_COLUMNS, Options, Panel, draw, in_rows
 from captum_lrp_stab.lrp import LRP
 from captum_lrp_stab.propagation.targets import score_of
 from captum_lrp_stab.stabilizers import StabilizerLike
@@ -89,8 +89,7 @@ def heatmaps(
     _check_not_empty(relevances)
     given = _by_name(scores, relevances)
     found = [_panel(name, R, given.get(name), chosen) for name, R in relevances.items()]
-    columns = chosen.columns or math.ceil(len(found) / math.ceil(len(found) / MOST_COLUMNS))
-    rows = [found[at : at + columns] for at in range(0, len(found), columns)]
+    rows = in_rows(found, chosen.columns)
     return draw(rows, arrays.picture_of(picture, chosen.sample), chosen)
 
 
@@ -271,4 +270,4 @@ def _panel(name: str, relevance: Any, score: float | None, options: Options) -> 
     total = float(arrays.total_of(values.ravel()))
     said = [] if score is None else [f"score {score:.4g}"]
     said.append(f"sum {total:.4g}" if math.isfinite(total) else "sum not finite")
-    return Panel(str(name), values, ", ".join(said))
+    return Panel(str(name), values, (", ".join(said),))

@@ -10,11 +10,10 @@ from PIL import Image
 
 from captum_lrp_stab.comparison.pair import LayerAgreement
 from captum_lrp_stab.comparison.result import Comparison
-from captum_lrp_stab.images.style import overlay, scale_of, title
+from captum_lrp_stab.images.grid import Options, Panel, show
+from captum_lrp_stab.images.style import name_layers, scale_of
 from captum_lrp_stab.reporting.tables import number
 
-_MOST_NAMES = 40
-_LONGEST = 24  # letters of a name
 _APART = 4.0  # a larger ratio of the two sides' scales gives each its own
 
 
@@ -51,21 +50,17 @@ def draw(compared: Comparison, picture: Image.Image, sentence: str) -> Figure:
         difference = ours - reference
     scales = _scales(ours, reference)
     own = "the same scale" if scales[0] == scales[1] else "a scale of its own"
-    size = f"relative L2 {number(compared.overall.relative_l2)}"
+    overall = compared.overall
     panels = (
-        ("captum-lrp-stab", ours, scales[0], (_sum(compared.overall.total, scales[0]), "")),
-        (
-            compared.reference,
-            reference,
-            scales[1],
-            (_sum(compared.overall.reference_total, scales[1]), f"on {own}"),
+        Panel("captum-lrp-stab", ours, (_sum(overall.total),), scales[0]),
+        Panel(
+            compared.reference, reference, (f"{_sum(overall.reference_total)}, {own}",), scales[1]
         ),
-        ("difference", difference, scale_of(difference), (_sum(None, scale_of(difference)), size)),
+        Panel("difference", difference, (f"relative L2 {number(overall.relative_l2)}",)),
     )
-    for index, (name, values, limit, lines) in enumerate(panels):
-        ax = figure.add_axes((0.02 + 0.325 * index, 0.45, 0.31, 0.375))
-        overlay(ax, np.asarray(picture), values, limit)
-        title(ax, name, ", ".join(filter(None, lines)))
+    for index, panel in enumerate(panels):
+        ax = figure.add_axes((0.02 + 0.325 * index, 0.45, 0.31, 0.36))
+        show(ax, panel, np.asarray(picture), Options())
     _show_layers(figure.add_axes((0.07, 0.18, 0.91, 0.21)), compared)
     return figure
 
@@ -76,9 +71,8 @@ def _scales(ours: NDArray[np.float64], reference: NDArray[np.float64]) -> tuple[
     return scales if max(scales) > _APART * min(scales) else (max(scales), max(scales))
 
 
-def _sum(total: float | None, scale: float) -> str:
-    text = "" if total is None else f"sum {number(total, 4)}, "
-    return f"{text}colours to ±{number(scale)}"
+def _sum(total: float | None) -> str:
+    return f"sum {number(total, 4)}"
 
 
 def _show_layers(ax: Axes, compared: Comparison) -> None:
@@ -110,16 +104,7 @@ def _show_layers(ax: Axes, compared: Comparison) -> None:
         ax.axvline(at, color="#b2182b", linewidth=6, alpha=0.15, label=where)
     ax.set_yscale("log")
     ax.set_ylim(floor / 2, ceiling * 2)
-    ax.set_xlim(-0.7, len(names) - 0.3)
-    step = -(-len(names) // _MOST_NAMES)
-    ax.set_xticks(
-        places[::step],
-        [n if len(n) <= _LONGEST else f"…{n[1 - _LONGEST :]}" for n in names[::step]],
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
-        fontsize=8,
-    )
+    name_layers(ax, names, most=40)
     ax.set_ylabel("relative L2")
     ax.set_title(
         "difference at the output of each layer, from the score down to the input",

@@ -5,6 +5,7 @@ Nothing here uses pyplot's figures, so that a caller's backend and current figur
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from captum_lrp_stab.diagnosis.receptive_field import Box
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
-from captum_lrp_stab.images.style import PALETTE, overlay, scale_of, title
+from captum_lrp_stab.images.grid import Options, Panel, draw
+from captum_lrp_stab.images.style import PALETTE, shortened
 from captum_lrp_stab.ledger.records import Histogram, LayerRecord
 
 BIAS, BAD, STABILIZER = PALETTE[0], PALETTE[1], PALETTE[4]
@@ -24,37 +26,24 @@ OTHER, INK = "0.6", "0.25"
 _ROW = 0.2  # inches for a layer
 _LONGEST = 38  # characters of a name
 
-Heatmap = tuple[str, NDArray[np.float64], str]
-"""A title, values (H, W), and a line below the title."""
 
-
-def heatmaps(picture: NDArray[np.uint8], maps: Sequence[Heatmap], box: Box | None) -> Figure:
+def heatmaps(picture: NDArray[np.uint8], panels: Sequence[Panel], box: Box | None) -> Figure:
     """Return heatmaps over the picture, side by side, each on a scale of its own.
 
     Args:
         picture: Shape (H, W, 3).
-        maps: What to show.
+        panels: What to show.
         box: What the neuron at the origin sees.
     """
-    side = 3.1
-    columns = min(len(maps), 3)
-    rows = math.ceil(len(maps) / columns)
-    figure = Figure(figsize=(columns * side, rows * (side + 0.55)))
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    figure.subplots_adjust(0.02, 0.02, 0.98, 1 - 0.5 / (rows * (side + 0.55)), 0.06, 0.24)
-    for ax, (name, values, line) in zip(axes, maps, strict=False):
-        overlay(ax, picture, values, scale_of(values))
-        title(ax, name, line)
+
+    def mark(ax: Axes) -> None:
         if box is not None and len(box.start) == 3:
             (_, top, left), (_, bottom, right) = box.start, box.stop
-            edge = Rectangle(
-                (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=BAD
-            )
-            edge.set_linewidth(1.5)
-            ax.add_patch(edge)
-    for ax in axes[len(maps) :]:
-        ax.axis("off")
-    return figure
+            corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
+            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=BAD, linewidth=1.5))
+
+    marked = [replace(panel, mark=mark) for panel in panels]
+    return draw([marked], picture, Options(shared=False))
 
 
 def ledger(diagnosis: Diagnosis) -> Figure:
@@ -229,5 +218,4 @@ def swept(sweep: Sweep) -> Figure:
 
 
 def _shortened(layer: LayerRecord) -> str:
-    name = layer.name or "the model"
-    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+    return shortened(layer.name or "the model", _LONGEST)

@@ -16,6 +16,7 @@ from captum_lrp_stab.diagnosis import drawing
 from captum_lrp_stab.diagnosis.advice import Advice
 from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.diagnosis.sweeping import Sweep
+from captum_lrp_stab.images.grid import Panel
 from captum_lrp_stab.ledger.records import LayerRecord
 from captum_lrp_stab.reporting import document
 from captum_lrp_stab.reporting.document import (
@@ -159,12 +160,13 @@ def _pictures(findings: Findings) -> Block:
     )
 
 
-def _heatmap(name: str, relevance: Tensor) -> drawing.Heatmap:
+def _heatmap(name: str, relevance: Tensor) -> Panel:
     values: NDArray[np.float64] = relevance.detach()[0].double().sum(0).cpu().numpy()
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return name, values, "nothing is finite"
-    return name, values, f"{finite.min():.2g} ... {finite.max():.2g}, sum {finite.sum():.3g}"
+        return Panel(name, values, ("nothing is finite",))
+    line = f"{finite.min():.2g} ... {finite.max():.2g}, sum {finite.sum():.3g}"
+    return Panel(name, values, (line,))
 
 
 def _origin(diagnosis: Diagnosis) -> Section:

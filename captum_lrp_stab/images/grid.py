@@ -1,12 +1,15 @@
 """How a figure of heatmaps looks: its options, its panels, and where they stand."""
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -81,11 +84,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Panel:
-    """One heatmap and what is written above it."""
+    """One heatmap and what is written above it.
+
+    Args:
+        name: Its title.
+        values: ``(rows, columns)``; None for the picture as it is.
+        lines: Below the title.
+        limit: Colours saturate at plus and minus this; None for what the options' scale says.
+        note: Text on a heatmap that is not finite; None for one that counts.
+        mark: Draws over the heatmap.
+    """
 
     name: str
-    values: NDArray[np.float64]
-    caption: str
+    values: NDArray[np.float64] | None
+    lines: tuple[str, ...] = ()
+    limit: float | None = None
+    note: str | None = None
+    mark: Callable[[Axes], object] = lambda ax: None
 
 
 class _Figure(Figure):
@@ -95,6 +110,17 @@ class _Figure(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png")
         return file.getvalue()
+
+
+def in_rows(panels: Sequence[Panel], columns: int | None) -> list[Sequence[Panel]]:
+    """Return panels in rows of equal length, but for the last.
+
+    Args:
+        panels: From left to right.
+        columns: How many stand side by side; None for up to ``MOST_COLUMNS``.
+    """
+    columns = columns or math.ceil(len(panels) / math.ceil(len(panels) / MOST_COLUMNS))
+    return [panels[at : at + columns] for at in range(0, len(panels), columns)]
 
 
 def draw(
@@ -115,21 +141,21 @@ def draw(
         InputError: The picture has other proportions than a panel.
     """
     columns = max(map(len, rows))
-    colours, alpha = options.map, options.opacity(picture is not None)
     everything = [panel for row in rows for panel in row if panel is not None]
-    first = everything[0].values
-    above = 0.6 if options.shared else 0.8  # names and the lines below them
-    height = min(max(first.shape[0] / first.shape[1], 0.25), 4) * _PANEL + above
-    width = columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1)
-    top = 0.36 if options.title else 0.0
+    shape = next(p.values.shape for p in everything if p.values is not None)
+    lines = max(len(panel.lines) for panel in everything) + (not options.shared)
+    height = min(max(shape[0] / shape[1], 0.25), 4) * _PANEL + 0.4 + 0.2 * lines
+    width = max(columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1), 4.2)
+    said = "\n".join(textwrap.wrap(options.title, int(11 * width)))
+    top = 0.16 + 0.2 * len(said.splitlines()) if said else 0.0
     whole = len(rows) * height + top
-    figure = _Figure(figsize=(max(width, 4.2), whole), dpi=110, layout="compressed")
-    if options.title:
+    figure = _Figure(figsize=(width, whole), dpi=110, layout="compressed")
+    if said:
         # placed by hand: the layout would set it right on the names of the panels
-        figure.suptitle(options.title, fontsize=12, y=1 - 0.08 / whole, va="top", parse_math=False)
+        figure.suptitle(said, fontsize=12, y=1 - 0.08 / whole, va="top", parse_math=False)
         figure.set_layout_engine("compressed", rect=(0, 0, 1, 1 - top / whole))
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    limit = _limit(options, everything) if options.shared is True else 0.0
+    limit = _limit(options, everything) if options.shared is True else None
     last = None
     for index, row in enumerate(rows):
         shown = None
@@ -137,14 +163,8 @@ def draw(
             limit = _limit(options, row)
         for ax, panel in zip(axes[index], [*row, *[None] * (columns - len(row))], strict=True):
             ax.axis("off")
-            if panel is None:
-                continue
-            arrays.check_fit(picture, panel.values, panel.name)
-            if not options.shared:
-                limit = _limit(options, [panel])
-            shown = style.overlay(ax, picture, panel.values, limit, colours=colours, alpha=alpha)
-            own = () if options.shared else (f"colours to ±{limit:.3g}",)
-            style.title(ax, panel.name, panel.caption, *own)
+            if panel is not None:
+                shown = show(ax, panel, picture, options, limit)
         if labels is not None:
             axes[index, 0].annotate(
                 str(labels[index]),
@@ -167,9 +187,50 @@ def draw(
     return figure
 
 
+def show(
+    ax: Axes,
+    panel: Panel,
+    picture: NDArray[np.uint8] | None,
+    options: Options,
+    limit: float | None = None,
+) -> AxesImage:
+    """Draw a panel, and return its heatmap.
+
+    Args:
+        ax: Where to.
+        panel: What to draw.
+        picture: Below the heatmap; None for the heatmap alone.
+        options: How it looks.
+        limit: Where the colours of several panels saturate; None for a scale of its own, which is
+            written below its title.
+
+    Raises:
+        InputError: The picture has other proportions than the panel.
+    """
+    lines = panel.lines
+    if panel.values is None:
+        assert picture is not None
+        shown = ax.imshow(picture)
+        ax.axis("off")
+    else:
+        arrays.check_fit(picture, panel.values, panel.name)
+        if limit is None:
+            limit = _limit(options, [panel]) if panel.limit is None else panel.limit
+            if np.isfinite(panel.values).any():
+                lines = (*lines, f"colours to ±{limit:.3g}")
+        colours, alpha = options.map, options.opacity(picture is not None)
+        shown = style.overlay(
+            ax, picture, panel.values, limit, colours=colours, alpha=alpha, note=panel.note
+        )
+    panel.mark(ax)
+    style.title(ax, panel.name, *lines)
+    return shown
+
+
 def _limit(options: Options, among: Sequence[Panel | None]) -> float:
     """Return where the colours of panels saturate that share a scale."""
-    return arrays.limit(options.scale, [p.values for p in among if p is not None])
+    values = [p.values for p in among if p is not None and p.values is not None]
+    return arrays.limit(options.scale, values)
 
 
 def _bar(figure: Figure, shown: AxesImage, beside: Any) -> None:

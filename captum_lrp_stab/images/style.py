@@ -1,5 +1,7 @@
 """What the pictures of this package share: colours, scales, a heatmap over a picture, titles."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from captum.attr import visualization
 from matplotlib.axes import Axes
@@ -99,6 +101,26 @@ def overlay(
         )
     ax.axis("off")
     return heatmap
+
+
+def name_layers(ax: Axes, names: Sequence[str], most: int) -> None:
+    """Write the names of layers below an axis, slanted, no more of them than fit."""
+    step = max(1, -(-len(names) // most))
+    ax.set_xlim(-0.8, len(names) - 0.2)
+    ax.set_xticks(
+        np.arange(len(names))[::step],
+        [shortened(name, 26) for name in names[::step]],
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=6.5 if most > 40 else 8,
+        parse_math=False,
+    )
+
+
+def shortened(name: str, longest: int) -> str:
+    """Return the end of a name of a layer, which tells more than its beginning."""
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def title(ax: Axes, name: str, *lines: str) -> None:

@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from captum_lrp_stab.images.style import PALETTE
+from captum_lrp_stab.images.style import PALETTE, name_layers
 from captum_lrp_stab.study.grid import parted
 from captum_lrp_stab.study.records import NOT_FINITE, STABLE, Run
 from captum_lrp_stab.study.result import Study
 
 MOST_PANELS = 6
 _MOST_NAMES = 72
-_LONGEST = 26  # letters of a layer's name
 _WIDTH = 11.5
 
 
@@ -46,7 +45,7 @@ def draw_amplification(study: Study) -> Figure:
         ax.grid(axis="y", color="0.92")
         ax.spines[["top", "right"]].set_visible(False)
     _powers(axes[0], limit)
-    _name_layers(axes[-1], study)
+    name_layers(axes[-1], study.layers[::-1], _MOST_NAMES)
     figure.supylabel("relevance passed on / received", fontsize=10)
     return figure
 
@@ -117,21 +116,6 @@ def _where(study: Study, name: str) -> str:
     return ", ".join(words)
 
 
-def _name_layers(ax: Axes, study: Study) -> None:
-    names = list(reversed(study.layers))
-    step = max(1, -(-len(names) // _MOST_NAMES))
-    ax.set_xlim(-0.8, len(names) - 0.2)
-    ax.set_xticks(
-        np.arange(len(names))[::step],
-        [n if len(n) <= _LONGEST else f"…{n[1 - _LONGEST :]}" for n in names[::step]],
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
-        fontsize=6.5,
-        parse_math=False,
-    )
-
-
 def _amplification_map(study: Study) -> Figure:
     """Return the worst amplification as colour: a row for each stabilizer, layers from left."""
     figure = Figure(figsize=(_WIDTH, 2.2 + 0.21 * len(study.names)), layout="constrained")
@@ -156,7 +140,7 @@ def _amplification_map(study: Study) -> Figure:
             linewidths=0.6,
         )
     ax.set_yticks(np.arange(len(study.names)), study.names, fontsize=8, parse_math=False)
-    _name_layers(ax, study)
+    name_layers(ax, study.layers[::-1], _MOST_NAMES)
     ticks = sorted({0, *(s * e for s in (-1, 1) for e in {1, math.ceil(largest / 3), largest})})
     bar = figure.colorbar(shown, ax=ax, ticks=ticks, pad=0.01)
     bar.ax.set_yticklabels([times(10.0**e) for e in ticks], fontsize=8)

@@ -1,94 +1,54 @@
-"""Heatmaps side by side over the picture, drawn with ``captum.attr.visualization``.
+"""The heatmaps of one picture under each stabilizer, beside the picture."""
 
-Nothing here uses pyplot's figures, so that a caller's backend and current figure stay as they are.
-"""
-
-import math
-import textwrap
+from functools import partial
 
 import numpy as np
-from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_lrp_stab.images.style import overlay, scale_by_share, title
+from captum_lrp_stab.images.grid import Options, Panel, draw, in_rows
+from captum_lrp_stab.images.style import scale_by_share
 from captum_lrp_stab.study.records import Run
 from captum_lrp_stab.study.result import Study
 
-_MOST_COLUMNS = 3
-_PANEL = 3.2  # inches
-_TITLE = 0.66
+_COLUMNS = 3
 _SATURATED = 5  # per cent of the summed absolute relevance
 
+LEGEND = (
+    "Red: for the class, blue: against it; rings: the largest and smallest value. Each heatmap has "
+    f"a scale of its own, on which the strongest {_SATURATED}% saturate; what is not finite is "
+    "purple."
+)
 
-def draw(study: Study) -> Figure:
+
+def heatmaps(study: Study) -> Figure:
     """Return a figure with the picture and a heatmap for each stabilizer."""
     (record,), settings = study.records, study.settings
-    panels = 1 + len(record.runs)
-    rows = math.ceil(panels / _MOST_COLUMNS)
-    columns = math.ceil(panels / rows)
-    width = columns * (_PANEL + 0.2)
-    header = textwrap.wrap(
-        f"{settings['model']} ({settings['weights']}), {settings['rules']}, "
-        f"{settings['form']} form, {settings['dtype']}",
-        int(11 * width),
+    title = (
+        f"{settings['model']} ({settings['weights']}), {settings['rules']}, {settings['form']} "
+        f"form, {settings['dtype']}"
     )
-    footer = textwrap.wrap(
-        "red: for the class, blue: against it; rings: the largest and smallest value; each panel "
-        f"has a scale of its own, on which the strongest {_SATURATED}% saturate",
-        int(15 * width),
-    )
-    above, below = 0.2 + 0.2 * len(header), 0.2 + 0.16 * len(footer)
-    height = rows * (_PANEL + _TITLE) + above + below
-    figure = Figure(figsize=(width, height), dpi=110)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    figure.subplots_adjust(
-        left=0.1 / width,
-        right=1 - 0.1 / width,
-        bottom=below / height,
-        top=1 - (above + _TITLE) / height,
-        wspace=0.06,
-        hspace=_TITLE / _PANEL,
-    )
-    figure.text(
-        *(0.5, 1 - 0.1 / height),
-        "\n".join(header),
-        ha="center",
-        va="top",
-        fontsize=12,
-        parse_math=False,  # a file name may have dollar signs
-    )
-    figure.text(0.5, 0.1 / height, "\n".join(footer), ha="center", fontsize=9, color="0.3")
-    picture = np.asarray(study.picture)
-    _show_picture(figure, axes[0], picture)
-    score = f"score {record.score:.4g}, probability {record.probability:.3g}"
-    title(axes[0], str(record.label), f"class {record.target}", score)
-    for ax, run, heatmap in zip(axes[1:], record.runs, study.heatmaps, strict=False):
-        _show_run(figure, ax, picture, run, heatmap)
-    for ax in axes[panels:]:
-        ax.axis("off")
-    return figure
+    facts = (f"score {record.score:.4g}", f"probability {record.probability:.3g}")
+    panels = [
+        Panel(str(record.label), None, (f"class {record.target}", *facts)),
+        *map(_panel, record.runs, study.heatmaps),
+    ]
+    columns = min(_COLUMNS, len(panels))
+    options = Options(title=title, shared=False)
+    return draw(in_rows(panels, columns), np.asarray(study.picture), options)
 
 
-def _show_picture(figure: Figure, ax: Axes, picture: NDArray[np.uint8]) -> None:
-    visualization.visualize_image_attr(
-        np.ones((*picture.shape[:2], 1)),
-        picture,
-        method="original_image",
-        plt_fig_axis=(figure, ax),
-        use_pyplot=False,
-    )
-
-
-def _show_run(
-    figure: Figure, ax: Axes, picture: NDArray[np.uint8], run: Run, heatmap: Tensor
-) -> None:
+def _panel(run: Run, heatmap: Tensor) -> Panel:
     values = heatmap.numpy()
     limit = scale_by_share(values, _SATURATED / 100)
-    overlay(ax, picture, values, limit, note=_what_is_not_finite(run))
-    if np.isfinite(values).all() and not values.any():
+    note = _what_is_not_finite(run)
+    return Panel(run.name, values, _numbers(run), limit, note, partial(_mark, run))
+
+
+def _mark(run: Run, ax: Axes) -> None:
+    """Draw rings around the extremes; where there are none, say so."""
+    if run.pixels.minimum == run.pixels.maximum == 0:
         text = "0 everywhere" if run.score is not None else "0 everywhere, score not finite"
         ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center")
     for extreme, colour in (run.largest, "darkred"), (run.smallest, "darkblue"):
@@ -102,7 +62,6 @@ def _show_run(
                 markeredgecolor=colour,
                 markeredgewidth=0.9,
             )
-    title(ax, run.name, *_numbers(run))
 
 
 def _numbers(run: Run) -> tuple[str, ...]:

@@ -86,9 +86,10 @@ def _facts(study: Study) -> Facts:
 
 def _heatmaps(study: Study) -> Picture:
     return Picture(
-        heatmaps.draw(study),
+        heatmaps.heatmaps(study),
         "heatmaps",
         "Heatmaps of relevance over the picture, one for each stabilizer.",
+        heatmaps.LEGEND,
     )
 
 

@@ -216,7 +216,7 @@ def texts(figure: Any) -> str:
 
 def test_the_heatmaps_leave_pyplot_alone_and_say_where_nan_arose(study: Study) -> None:
     backend, figures = dict.__getitem__(matplotlib.rcParams, "backend"), pyplot.get_fignums()
-    figure = heatmaps.draw(study)
+    figure = heatmaps.heatmaps(study)
     assert dict.__getitem__(matplotlib.rcParams, "backend") == backend
     assert pyplot.get_fignums() == figures
     assert len([ax for ax in figure.axes if ax.images]) == 6
@@ -225,7 +225,7 @@ def test_the_heatmaps_leave_pyplot_alone_and_say_where_nan_arose(study: Study) -
 
 
 def test_titles_do_not_overlap(study: Study) -> None:
-    figure = heatmaps.draw(study)
+    figure = heatmaps.heatmaps(study)
     figure.canvas.draw()
     titles = [t.get_window_extent() for ax in figure.axes for t in (ax._left_title, ax.texts[-1])]
     for index, first in enumerate(titles):
@@ -235,17 +235,17 @@ def test_titles_do_not_overlap(study: Study) -> None:
 @pytest.mark.parametrize("count", [1, 7])
 def test_heatmaps_of_any_number_of_stabilizers(count: int) -> None:
     found = investigate(classifier(), picture(), names=[f"signed:{i + 1}" for i in range(count)])
-    assert sum(bool(ax.images) for ax in heatmaps.draw(found).axes) == count + 1
+    assert sum(bool(ax.images) for ax in heatmaps.heatmaps(found).axes) == count + 1
 
 
 def test_relevance_that_is_0_everywhere() -> None:
     c = classifier(lambda: nn.Sequential(nn.Conv2d(3, 2, 16), nn.Flatten()))
     nn.init.zeros_(c.model[0].weight)
     found = investigate(c, picture(), names=["signed"])
-    assert "0 everywhere" in texts(heatmaps.draw(found))
+    assert "0 everywhere" in texts(heatmaps.heatmaps(found))
 
 
 def test_relevance_that_is_nowhere_finite() -> None:
     black = Image.new("RGB", (16, 16))
     found = investigate(classifier(), black, rules="zero", form="relevance", names=["none"])
-    assert "no finite pixel" in texts(heatmaps.draw(found))
+    assert "no finite pixel" in texts(heatmaps.heatmaps(found))
