@@ -101,7 +101,7 @@ def attach_rules(model: nn.Module, name_map: Entries) -> AttachedRules:
     Leaf modules that ``name_map`` does not name keep a rule they have. Of the others, linear
     layers, convolutions, average pools, batch norm and Captum's ``Addition_Module`` get
     ``EpsilonRule()``, activations get ``PassRule()``, and modules that only move or select values
-    (flatten, pad, max pool, ...) hand relevance on. The rules stay through any number of
+    (flatten, pad, max pool, ...) propagate it as it is. The rules stay through any number of
     ``attribute`` calls, which stock Captum's own do not.
 
     Args:

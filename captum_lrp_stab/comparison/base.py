@@ -1,4 +1,4 @@
-"""The base class of what a result can be compared with."""
+"""The base class of references, which results are compared with."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TINY = 1e-30
 
 
 class Reference(ABC):
-    """Another run of the same attribution."""
+    """Another implementation of LRP, or another way to run this one."""
 
     name: str
     #: Whether it runs in float64 whatever the subject's dtype.
@@ -26,18 +26,20 @@ class Reference(ABC):
 
     @abstractmethod
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it, leaving the subject's model and tensors as they are.
+        """Return the relevance of the inputs and, as far as it can be seen, of the layers.
+
+        The subject's model and tensors stay as they are.
 
         Args:
             subject: What to attribute.
-            operations: What this package's run gives each operation.
+            operations: The operations of the model's forward pass, with their rules.
         """
 
 
 def run_checked(
     reference: Reference, subject: Subject, operations: Sequence[Operation]
 ) -> Recording:
-    """Run a reference and check the shape of what it gives.
+    """Run a reference and check the shape and device of its relevance.
 
     Raises:
         ReferenceFailedError: It raised an error of its own.
@@ -66,5 +68,5 @@ def run_checked(
 
 
 def where_not_0(z: Tensor) -> Tensor:
-    """Return denominators of LRP-0 under which 0/0 is 0: for layers to which no rule is given."""
+    """Return denominators z in which 0 is 1, so that LRP-0 takes 0/0 for 0."""
     return torch.where(z == 0, torch.ones_like(z), z)

@@ -1,8 +1,8 @@
-"""How the known differences are taken away, from our side or the reference's.
+"""The known differences of meaning, and how each is removed from our side or the reference's.
 
-A difference is not guessed from the looks of two results: the run is repeated with that one meaning
-changed, and it is named only if the results then agree. What cannot be taken away, a reference that
-hands relevance through an addition twice, is shown at the place itself (see ``doubled_at``).
+A difference is not guessed from the results: the run is repeated with that one meaning changed, and
+it is named only if the results then agree. What cannot be removed, a reference that doubles
+relevance at additions, is shown at the addition itself (see ``doubled_at``).
 """
 
 from collections.abc import Callable, Sequence
@@ -65,11 +65,11 @@ QUADRATIC_MEAN = KnownDifference(
 BIAS_SHARE = KnownDifference(
     "bias share",
     "one side counts the bias in the denominator, so that it absorbs a share of relevance; the "
-    "other leaves it out and hands that share down",
+    "other leaves it out and propagates that share too",
 )
 DOUBLED_ADDITION = KnownDifference(
     "doubled at a functional addition",
-    "the reference sees modules only, and hands all relevance of a sum to each of its summands; "
+    "the reference sees modules only, and gives all relevance of a sum to each of its summands; "
     "what lies below is not comparable",
 )
 MERGED_EPSILON = KnownDifference(
@@ -172,7 +172,7 @@ def _other_quadratic_mean(rule: Rule) -> Rule:
 
 
 class _WithoutBias(Rule):
-    """What comes before a rule's class to leave the bias out of its denominators."""
+    """A rule without the bias in its denominators, mixed in before the rule's class."""
 
     def groups(self, op: Affine, x: Tensor) -> tuple[Group, ...]:
         """Return the rule's groups without a bias."""

@@ -20,7 +20,7 @@ _RANKED = 2**14
 class LayerAgreement:
     """One use of one layer on both sides; what either side could not see is None.
 
-    ``output`` compares the relevance of the layer's output, ``input`` what the layer hands down to
+    ``output`` compares the relevance of the layer's output, ``input`` what the layer propagates to
     its input, ``value`` is the relative difference of the outputs themselves. The rank correlation
     of a large layer is that of 16,384 values of each sample, evenly spaced.
     """
@@ -38,8 +38,8 @@ class Divergence:
     """The first place at which two runs part.
 
     In the forward pass it is the first layer whose output differs although what it reads does not;
-    else, in the backward pass from the score, the first that hands down other relevance although
-    it was handed the same. Where the reference could not be watched in between, ``candidates``
+    else, in the backward pass from the score, the first that propagates other relevance although
+    it receives the same. Where the reference could not be watched in between, ``candidates``
     are all operations that may be the one.
     """
 
@@ -142,11 +142,11 @@ class Pair:
 
     def _backward(self, tolerance: float) -> Divergence | None:
         for ends in reversed(self._ends):
-            output, handed_down, _ = ends.differences
+            output, propagated, _ = ends.differences
             if output is not None and output > tolerance:
                 return self._between(self._readers(ends.operation), output, tolerance)
-            if handed_down is not None and handed_down > tolerance:
-                kind, size = _kind(ends.operation), _finite(handed_down)
+            if propagated is not None and propagated > tolerance:
+                kind, size = _kind(ends.operation), _finite(propagated)
                 return Divergence(ends.name, kind, "backward", size, (ends.name,))
         if self.overall.within(tolerance):
             return None
@@ -161,12 +161,12 @@ class Pair:
         waiting, candidates = readers, []
         while waiting:
             index = waiting.pop()
-            output, handed_down, _ = self._ends[index].differences
-            if index in candidates or (handed_down is not None and handed_down <= tolerance):
+            output, propagated, _ = self._ends[index].differences
+            if index in candidates or (propagated is not None and propagated <= tolerance):
                 continue
             candidates.append(index)
-            # not watched: it may hand down what was wrong before it
-            if output is None and not self._was_handed_right(index, tolerance):
+            # not watched: what it propagates may have been wrong above it
+            if output is None and not self._received_right(index, tolerance):
                 waiting += self._readers(self.operations[index])
         if not candidates:
             return Divergence("the score", "", "backward", _finite(size), ())
@@ -175,8 +175,8 @@ class Pair:
         kind = _kind(self.operations[candidates[0]])
         return Divergence(names[0], kind, "backward", _finite(size), names)
 
-    def _was_handed_right(self, index: int, tolerance: float) -> bool:
-        """Return whether an operation handed something else down right: then it was handed so."""
+    def _received_right(self, index: int, tolerance: float) -> bool:
+        """Return whether what it alone reads has the right relevance, so that it received such."""
         places = {operation: i for i, operation in enumerate(self.operations)}
         for read in self.operations[index].reads:
             output = self._ends[places[read]].differences[0] if read in places else None
@@ -200,8 +200,8 @@ def _compared(ends: _Ends, given: "dict[Operation, _Compared]") -> LayerAgreemen
 
     Args:
         ends: The layer.
-        given: Of the layers before it, what was handed to their outputs; is added to. It is what
-            this one hands down, unless others read the same: to compare it once is enough.
+        given: The relevance of the outputs of the layers before it, to which this one's is added.
+            It is what this one propagates, unless others read the same, and is compared once.
     """
     operation = ends.operation
     outputs, inputs = _relevances(ends.output), _relevances(ends.input)

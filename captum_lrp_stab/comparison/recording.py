@@ -1,6 +1,6 @@
-"""What a run leaves behind at each layer, on either side of a comparison.
+"""The values and the relevance of each layer, recorded while either side of a comparison runs.
 
-A layer may run several times in one pass; each use is a record of its own, in order of execution.
+A layer may run several times in one pass; each use has its own record, in order of execution.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class Uses(Probe):
 
     @property
     def reached(self) -> list[Use]:
-        """The uses that relevance came to."""
+        """The uses that relevance reached."""
         return [use for use in self.uses if use.relevance is not None]
 
 
@@ -79,7 +79,7 @@ class Uses(Probe):
 class Recording:
     """A run: the relevance of the inputs, the score, and what was seen at the layers.
 
-    ``outputs`` and ``inputs`` map a layer's name to its uses that relevance came to; a layer that
+    ``outputs`` and ``inputs`` map a layer's name to its uses that relevance reached; a layer that
     could not be watched is missing.
     """
 
@@ -104,36 +104,28 @@ class Recording:
             samples = factor.to(t).reshape(-1, *[1] * (t.dim() - 1))
             return t * samples if t.dim() and len(t) == len(factor) else t
 
-        def all_of(uses: dict[str, list[Use]]) -> dict[str, list[Use]]:
-            return {
-                name: [
-                    Use(use.values, [None if r is None else times(r) for r in use.relevances])
-                    for use in one
-                ]
-                for name, one in uses.items()
-            }
+        def scaled(use: Use) -> Use:
+            return Use(use.values, [None if R is None else times(R) for R in use.relevances])
 
-        return Recording(
-            tuple(times(r) for r in self.relevances),
-            self.score,
-            all_of(self.outputs),
-            all_of(self.inputs),
+        outputs, inputs = (
+            {name: [scaled(use) for use in uses] for name, uses in ends.items()}
+            for ends in (self.outputs, self.inputs)
         )
+        return Recording(tuple(map(times, self.relevances)), self.score, outputs, inputs)
 
 
 class Watch:
     """Records relevance at the modules of a model run by an implementation that carries it.
 
-    The gradient that autograd hands to a layer's output is its relevance there. Looking must not
-    change what is seen: an input is copied, to tell what this layer hands down from what others do,
-    only with ``inputs=True``.
+    The gradient of a layer's output is its relevance there. Watching must not change the result:
+    only with ``inputs=True`` an input is copied, so that its gradient is of this layer alone.
 
     Args:
         model: The model.
         names: The modules to watch; names of no module are skipped.
         inputs: Watch inputs as well.
         values: Keep the values too, not their relevance alone.
-        late: Of the modules, those to look at after all other hooks on their output.
+        late: Of the modules, those whose output is hooked last, after the whole forward pass.
         ends: The module whose output is a layer's, where it is not the layer's own.
     """
 
@@ -166,7 +158,7 @@ class Watch:
                         self._modules[name].register_forward_pre_hook(before, with_kwargs=True)
                     )
                 self.output_of(name, self._modules[self._ends.get(name, name)])
-            self._handles.append(self._modules[""].register_forward_hook(self._look_late))
+            self._handles.append(self._modules[""].register_forward_hook(self._hook_late))
             yield self
         finally:
             for handle in self._handles:
@@ -204,7 +196,7 @@ class Watch:
 
         return hook
 
-    def _look_late(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _hook_late(self, module: nn.Module, args: Any, output: Any) -> None:
         for uses, position, t in self._waiting:
             _note(uses, position, t)
         self._waiting.clear()
@@ -227,16 +219,12 @@ def _reached(probes: Mapping[str, Uses]) -> dict[str, list[Use]]:
 
 
 def record(subject: Subject, names: tuple[str, ...] = ()) -> Recording:
-    """Run this package's LRP and return what it leaves behind.
+    """Run this package's LRP and return the recording.
 
     Args:
         subject: What to attribute.
         names: The operations to watch.
     """
-    probes = [Uses(name, at_input) for name in names for at_input in (False, True)]
-    done = subject.propagate(tuple(probes))
-    outputs, inputs = (
-        {p.name: p.reached for p in probes if p.at_input is at_input and p.reached}
-        for at_input in (False, True)
-    )
-    return Recording(done.relevances, done.score, outputs, inputs)
+    outputs, inputs = ({name: Uses(name, end) for name in names} for end in (False, True))
+    done = subject.propagate((*outputs.values(), *inputs.values()))
+    return Recording(done.relevances, done.score, _reached(outputs), _reached(inputs))

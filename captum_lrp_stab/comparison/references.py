@@ -1,12 +1,16 @@
-"""What a result can be compared with, by name or as an object."""
+"""What a result can be compared with, by name or as an object.
+
+A new reference is a subclass of ``Reference`` and an entry in ``NAMES``.
+"""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from captum.attr import LayerLRP as CaptumLayerLRP
 from torch import Tensor
 
 from captum_lrp_stab.comparison.base import Reference
@@ -15,11 +19,9 @@ from captum_lrp_stab.comparison.recording import Recording, Use, record
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
+from captum_lrp_stab.explainer import Explainer
 from captum_lrp_stab.propagation.modified_forward import ModifiedForward
 from captum_lrp_stab.task import Subject
-
-if TYPE_CHECKING:
-    from captum_lrp_stab.lrp import LRP
 
 
 class Float64Reference(Reference):
@@ -29,7 +31,7 @@ class Float64Reference(Reference):
     is_exact = True
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it."""
+        """Run this package's LRP in float64."""
         return record(subject.copied(torch.float64), tuple(o.name for o in operations))
 
 
@@ -39,7 +41,7 @@ class ModifiedForwardReference(Reference):
     name = "modified_forward"
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it."""
+        """Run this package's LRP as a modified forward pass."""
         changed = replace(subject, form=ModifiedForward)
         return record(changed, tuple(o.name for o in operations))
 
@@ -49,11 +51,11 @@ class LRPReference(Reference):
 
     name = "LRP"
 
-    def __init__(self, explainer: "LRP") -> None:
+    def __init__(self, explainer: Explainer) -> None:
         self.explainer = explainer
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it on the inputs of the subject, on the explainer's model in their dtype."""
+        """Run the other ``LRP`` on the subject's inputs, with its model in their dtype."""
         rules = self.explainer.current_rules()
         other = Subject(
             self.explainer.model,
@@ -84,7 +86,7 @@ class CallableReference(Reference):
         self.name = getattr(inner, "__name__", type(inner).__name__)
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it.
+        """Call the function, and check what it returns.
 
         Raises:
             InputError: It returned something that is no relevance.
@@ -142,7 +144,7 @@ NAMES: dict[str, Callable[[], Reference]] = {
     "float64": Float64Reference,
     "modified_forward": ModifiedForwardReference,
 }
-"""The references that have a name."""
+"""How each reference that has a name is made."""
 
 
 def reference_of(reference: Any) -> Reference:
@@ -151,13 +153,11 @@ def reference_of(reference: Any) -> Reference:
     Raises:
         InputError: It is none of these.
     """
-    from captum_lrp_stab.lrp import LRP  # which imports this module
-
     if isinstance(reference, str) and reference.replace("-", "_") in NAMES:
         return NAMES[reference.replace("-", "_")]()
     if isinstance(reference, Reference):
         return reference
-    if isinstance(reference, LRP):
+    if isinstance(reference, Explainer) and not isinstance(reference, CaptumLayerLRP):
         return LRPReference(reference)
     zennit = sys.modules.get("zennit.core")  # or it cannot be one of zennit's
     if zennit is not None and isinstance(reference, zennit.Composite):

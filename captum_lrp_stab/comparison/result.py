@@ -98,13 +98,13 @@ class Comparison:
 
 HEADER = (
     *("layer", "rule", "rel. L2", "cosine", "Spearman", "top 1%", "sum", "reference"),
-    "handed down",
+    "at input",
 )
 _WORDS = 2
 
 
 def row_of(layer: LayerAgreement) -> tuple[str, ...]:
-    """Return a layer as text: how the relevance of its output agrees, and what it hands down."""
+    """Return a layer as text: how the relevance of its output agrees, and that of its input."""
     down = "" if layer.input is None else number(layer.input.relative_l2)
     return (layer.name, layer.rule.partition("(")[0], *cells(layer.output), down)
 

@@ -127,7 +127,7 @@ def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
                     f"layer '{operation.name}': its weights are complex numbers, for which zennit "
                     "has no rules; compare with 'float64' or 'captum_driver'"
                 )
-            hooks[operation.name] = hook_of(operation.rule, operation.name)
+            hooks[operation.name] = _hook_of(operation.rule, operation.name)
         elif isinstance(module, types.AvgPool + types.BatchNorm):
             hooks[operation.name] = zennit.rules.Epsilon(where_not_0)
         elif isinstance(module, types.Activation):
@@ -145,7 +145,7 @@ def composite_of(model: nn.Module, operations: Sequence[Operation]) -> Any:
     return zennit.composites.NameMapComposite(name_map, canonizers)
 
 
-def hook_of(rule: Rule, name: str) -> Any:
+def _hook_of(rule: Rule, name: str) -> Any:
     """Return zennit's rule with the formula, the parameters and the stabilizer of ``rule``.
 
     Raises:
@@ -154,7 +154,7 @@ def hook_of(rule: Rule, name: str) -> Any:
     rules, make = package().rules, _HOOKS.get(type(rule))
     if isinstance(rule.stabilizer, RoundingAware):
         raise RuleError(
-            f"layer '{name}': zennit hands a stabilizer the denominators alone, and "
+            f"layer '{name}': zennit calls a stabilizer with the denominators alone, and "
             f"{rule.stabilizer!r} needs the rounding error of each; compare with 'float64', or "
             "give stabilizer=1e-6"
         )
@@ -166,11 +166,11 @@ def hook_of(rule: Rule, name: str) -> Any:
     return make(rules, rule)
 
 
-def denominators_of(rule: Rule) -> Callable[[Tensor], Tensor]:
+def _denominators(rule: Rule) -> Callable[[Tensor], Tensor]:
     """Return the stabilizer of a rule as zennit takes it: from denominators to denominators."""
 
     def no_magnitude() -> Tensor:
-        raise RuleError(f"{rule!r}: zennit hands a stabilizer the denominators alone")
+        raise RuleError(f"{rule!r}: zennit calls a stabilizer with the denominators alone")
 
     return lambda z: rule.stabilize(z, no_magnitude)
 
@@ -182,13 +182,13 @@ def _make_exact(zennit: Any, composite: Any) -> None:
 
 
 _HOOKS: dict[type[Rule], Callable[[Any, Any], Any]] = {
-    EpsilonRule: lambda z, r: z.Epsilon(denominators_of(r)),
-    ZeroRule: lambda z, r: z.Epsilon(denominators_of(r)),
-    GammaRule: lambda z, r: z.Gamma(r.gamma, stabilizer=denominators_of(r)),
-    AlphaBetaRule: lambda z, r: z.AlphaBeta(r.alpha, r.beta, stabilizer=denominators_of(r)),
-    ZPlusRule: lambda z, r: z.ZPlus(stabilizer=denominators_of(r)),
-    ZBoxRule: lambda z, r: z.ZBox(r.low, r.high, stabilizer=denominators_of(r)),
-    WSquareRule: lambda z, r: z.WSquare(stabilizer=denominators_of(r)),
-    FlatRule: lambda z, r: z.Flat(stabilizer=denominators_of(r)),
+    EpsilonRule: lambda z, r: z.Epsilon(_denominators(r)),
+    ZeroRule: lambda z, r: z.Epsilon(_denominators(r)),
+    GammaRule: lambda z, r: z.Gamma(r.gamma, stabilizer=_denominators(r)),
+    AlphaBetaRule: lambda z, r: z.AlphaBeta(r.alpha, r.beta, stabilizer=_denominators(r)),
+    ZPlusRule: lambda z, r: z.ZPlus(stabilizer=_denominators(r)),
+    ZBoxRule: lambda z, r: z.ZBox(r.low, r.high, stabilizer=_denominators(r)),
+    WSquareRule: lambda z, r: z.WSquare(stabilizer=_denominators(r)),
+    FlatRule: lambda z, r: z.Flat(stabilizer=_denominators(r)),
     PassRule: lambda z, r: z.Pass(),
 }
