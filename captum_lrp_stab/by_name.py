@@ -1,4 +1,4 @@
-"""From words, as on a command line or in a report, to stabilizers, presets and dtypes."""
+"""Stabilizers, presets and dtypes by name, as on the command line."""
 
 import difflib
 import inspect
@@ -9,31 +9,10 @@ import torch
 import captum_lrp_stab.presets as presets
 import captum_lrp_stab.stabilizers as stabilizers
 from captum_lrp_stab.errors import InputError, RuleMapError, StabilizerError
+from captum_lrp_stab.names import ATTENTION, DTYPES, PRESETS, STABILIZERS, Attention
 from captum_lrp_stab.presets import Preset
-from captum_lrp_stab.rules.rule_set import ATTENTION, Attention
 from captum_lrp_stab.stabilizers import Stabilizer
 from captum_lrp_stab.zoo import Preprocessing
-
-STABILIZERS: dict[str, Callable[[float], Stabilizer]] = {
-    "none": lambda epsilon: stabilizers.Identity(),
-    "signed": stabilizers.Signed,
-    "relative": lambda epsilon: stabilizers.Signed(epsilon, relative=True),
-    "quadratic-mean": stabilizers.RootMeanSquare,
-    "additive": stabilizers.Additive,
-    "clip": stabilizers.Clip,
-    "rounding": stabilizers.RoundingAware,
-}
-"""By name, from epsilon; ``rounding`` takes its factor."""
-
-DEFAULT_STABILIZERS = ("none", "signed:0.1", "quadratic-mean:0.1", "additive:0.1", "clip:0.1")
-"""At one epsilon, large enough that they differ to the eye."""
-
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
 
 
 def spelled_out(text: str) -> str:
@@ -69,21 +48,17 @@ def stabilizer_of(text: str) -> Stabilizer:
     if name == "none" and given:
         raise StabilizerError(f"stabilizer {text!r}: none takes no epsilon; give none, or signed")
     try:
-        epsilon = float(given) if name != "none" else 0.0
+        epsilon = () if name == "none" else (float(given),)
     except ValueError as error:
         raise StabilizerError(
             f"stabilizer {text!r}: {given!r} is not a number; give one such as {name}:1e-6"
         ) from error
+    options = {"relative": True} if name == "relative" else {}
     try:
-        return STABILIZERS[name](epsilon)
+        made: Stabilizer = getattr(stabilizers, STABILIZERS[name])(*epsilon, **options)
     except StabilizerError as error:
         raise StabilizerError(f"stabilizer {text!r}: {error}") from error
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets."""
-    found = inspect.getmembers(presets, inspect.isfunction)
-    return [n for n, f in found if f.__module__ == presets.__name__ and not n.startswith("_")]
+    return made
 
 
 def preset_of(name: str, preprocessing: Preprocessing) -> Preset:
@@ -92,11 +67,11 @@ def preset_of(name: str, preprocessing: Preprocessing) -> Preset:
     Raises:
         RuleMapError: No preset has this name.
     """
-    if name not in preset_names():
-        close = difflib.get_close_matches(name, preset_names(), n=1)
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise RuleMapError(
-            f"no preset has the name {name!r}; give one of {', '.join(preset_names())}{hint}"
+            f"no preset has the name {name!r}; give one of {', '.join(PRESETS)}{hint}"
         )
     build: Callable[..., Preset] = getattr(presets, name)
     if "low" in inspect.signature(build).parameters:
@@ -108,7 +83,7 @@ def attention_of(name: str) -> Attention:
     """Return how attention is treated, by name.
 
     Raises:
-        InputError: The name is none of ``rule_set.ATTENTION``.
+        InputError: The name is none of ``names.ATTENTION``.
     """
     for known in ATTENTION:
         if name == known:
@@ -124,4 +99,5 @@ def dtype_of(name: str) -> torch.dtype:
     """
     if name not in DTYPES:
         raise InputError(f"no dtype has the name {name!r}; give one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -5,6 +5,7 @@ import torch
 
 from captum_lrp_stab import ZBoxRule, by_name
 from captum_lrp_stab.errors import InputError, RuleMapError, StabilizerError
+from captum_lrp_stab.names import PRESETS
 from captum_lrp_stab.stabilizers import Clip, Identity, RoundingAware, Signed
 from captum_lrp_stab.zoo import Preprocessing
 from tests.helpers.studies import classifier
@@ -45,8 +46,8 @@ def test_unknown_stabilizers(text: str, message: str) -> None:
 
 def test_every_preset_by_name() -> None:
     preprocessing = classifier().preprocessing
-    assert {"lrp_tutorial", "zero", "epsilon_gamma_box"} <= set(by_name.preset_names())
-    for name in by_name.preset_names():
+    assert {"lrp_tutorial", "zero", "epsilon_gamma_box"} <= set(PRESETS)
+    for name in PRESETS:
         assert by_name.preset_of(name, preprocessing).name == name
 
 

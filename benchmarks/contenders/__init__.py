@@ -10,7 +10,7 @@ from benchmarks.contenders.ours import Ours
 from benchmarks.contenders.stock_captum import StockCaptum
 from benchmarks.contenders.zennit import Zennit
 from benchmarks.models import Subject
-from captum_lrp_stab.by_name import preset_names
+from captum_lrp_stab.names import PRESETS
 
 __all__ = ["GRADIENT", "OURS", "Explainer", "Method", "NotInstalledError", "select"]
 
@@ -81,7 +81,7 @@ def select(names: tuple[str, ...] = (), rules: tuple[str, ...] = ()) -> list[Met
         ['gradient', 'ours:epsilon', 'captum:epsilon', 'captum:gamma']
     """
     usual = {method.rules for method in _USUAL}
-    further = [_ours(name) for name in preset_names() if name not in usual]
+    further = [_ours(name) for name in PRESETS if name not in usual]
     known = [*_USUAL, *further]
     _check("method", names, {m.name for m in known} | {m.library for m in known} | {GRADIENT})
     _check("rules", rules, {m.rules for m in known})

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from captum_lrp_stab.cli import names
+from captum_lrp_stab import names
 from captum_lrp_stab.cli.ending import tell
 from captum_lrp_stab.errors import ReportError
 from captum_lrp_stab.reporting import progress as bar

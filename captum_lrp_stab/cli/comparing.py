@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, names, options
+from captum_lrp_stab import names
+from captum_lrp_stab.cli import common, options
 from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
-from captum_lrp_stab.cli.names import completing
+from captum_lrp_stab.cli.options import completing
 
 if TYPE_CHECKING:
     from captum_lrp_stab.comparison import Comparison

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, names, options
+from captum_lrp_stab import names
+from captum_lrp_stab.cli import common, options
 from captum_lrp_stab.cli.ending import COMPUTING, Course, ending, written_whole
-from captum_lrp_stab.cli.names import completing, files
+from captum_lrp_stab.cli.options import completing, files
 
 if TYPE_CHECKING:
     from captum_lrp_stab.reporting.progress import Step
@@ -102,7 +103,7 @@ def investigate(
 
         chosen = stabilizer or list(names.DEFAULT_STABILIZERS)
         if epsilon is not None:
-            chosen = grid.combine(stabilizer or grid.SWEPT, grid.epsilons(epsilon))
+            chosen = grid.combine(stabilizer or names.SWEPT_STABILIZERS, grid.epsilons(epsilon))
         for name in chosen:  # find wrong words before minutes of loading
             by_name.stabilizer_of(name)
         forms.form_of(form)

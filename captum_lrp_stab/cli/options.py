@@ -1,13 +1,47 @@
 """The arguments and options that several commands share."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from captum_lrp_stab.cli import names
-from captum_lrp_stab.cli.names import completing, files
+from captum_lrp_stab import names
+
+# A function that torchvision lists as a model, below its decorators.
+_MODEL = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
+
+
+def models() -> list[str]:
+    """Return what ``zoo.names`` returns, read from torchvision's source: importing it is slow."""
+    found = list(names.OFFLINE)
+    spec = find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for path in Path(folder, "models").glob("*.py"):
+            found += _MODEL.findall(path.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def completing(known: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what completes a beginning to those of the names that begin like it.
+
+    Example:
+        >>> completing(("clip", "signed"))("s")
+        ['signed']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [
+            name for name in (known() if callable(known) else known) if name.startswith(incomplete)
+        ]
+
+    return complete
+
+
+files = completing(())
+"""Completes nothing, which leaves it to the shell, and that completes the names of files."""
 
 MODELS = f"{', '.join(names.OFFLINE)}, or any torchvision classifier."
 STABILIZERS = f"Names: {', '.join(names.STABILIZERS)}."
@@ -18,20 +52,20 @@ ImageArgument = Annotated[
         help="An image file; without one, a photograph of scikit-image.", autocompletion=files
     ),
 ]
-ModelOption = Annotated[str, typer.Option(help=MODELS, autocompletion=completing(names.models))]
+ModelOption = Annotated[str, typer.Option(help=MODELS, autocompletion=completing(models))]
 ModelOrUsualOption = Annotated[
     str | None,
     typer.Option(
         help=MODELS,
         show_default=f"{names.OFFLINE[0]}; for stock Captum {names.OFFLINE[1]}",
-        autocompletion=completing(names.models),
+        autocompletion=completing(models),
     ),
 ]
 WeightsOption = Annotated[
     str,
     typer.Option(
         help="DEFAULT (ImageNet), none (random), or a file with a state dict.",
-        autocompletion=completing(names.WEIGHTS),
+        autocompletion=completing(("DEFAULT", "none")),
     ),
 ]
 TargetOption = Annotated[
@@ -40,8 +74,8 @@ TargetOption = Annotated[
 RulesOption = Annotated[
     str,
     typer.Option(
-        help=f"Rule preset: {', '.join(names.presets())}.",
-        autocompletion=completing(names.presets),
+        help=f"Rule preset: {', '.join(names.PRESETS)}.",
+        autocompletion=completing(names.PRESETS),
     ),
 ]
 FormOption = Annotated[

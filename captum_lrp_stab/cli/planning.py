@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from captum_lrp_stab.cli import common, names, options
+from captum_lrp_stab.cli import common, options
 from captum_lrp_stab.cli.ending import COMPUTING, ending
-from captum_lrp_stab.cli.names import completing
+from captum_lrp_stab.cli.options import completing, models
 
 EPILOG = options.epilog(
     (
@@ -21,9 +21,7 @@ EPILOG = options.epilog(
 
 
 def plan(
-    model: Annotated[
-        str, typer.Argument(help=options.MODELS, autocompletion=completing(names.models))
-    ],
+    model: Annotated[str, typer.Argument(help=options.MODELS, autocompletion=completing(models))],
     rules: options.RulesOption = "epsilon",
     attention: options.AttentionOption = "attnlrp",
     merge_batch_norm: Annotated[

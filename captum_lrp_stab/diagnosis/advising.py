@@ -25,8 +25,9 @@ from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.recording import record
 from captum_lrp_stab.diagnosis.advice import Advice, Change
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, check_threshold, locate
+from captum_lrp_stab.ledger.locating import Origin, check_threshold, locate
 from captum_lrp_stab.ledger.watching import watch
+from captum_lrp_stab.names import THRESHOLD
 from captum_lrp_stab.propagation import checks, forms
 from captum_lrp_stab.propagation.checks import as_tuple
 from captum_lrp_stab.propagation.forms import Form

@@ -14,8 +14,9 @@ from captum_lrp_stab.diagnosis.result import Diagnosis
 from captum_lrp_stab.dispatch import fallbacks
 from captum_lrp_stab.errors import InputError, LRPError
 from captum_lrp_stab.ledger.causes import cause_of
-from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, check_threshold, locate, verdict_of
+from captum_lrp_stab.ledger.locating import Origin, check_threshold, locate, verdict_of
 from captum_lrp_stab.ledger.watching import Watched, in_float64, watch
+from captum_lrp_stab.names import STOCK, THRESHOLD
 from captum_lrp_stab.propagation import checks, forms
 from captum_lrp_stab.propagation.checks import as_tuple
 from captum_lrp_stab.propagation.forms import Form
@@ -88,7 +89,7 @@ def diagnose(
     )
     checks.check_model(model)
     checks.check_inputs(subject.inputs)
-    look = stock.watch_stock if form == stock.NAME else watch
+    look = stock.watch_stock if form == STOCK else watch
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.inference_mode(False), torch.enable_grad():
@@ -97,7 +98,7 @@ def diagnose(
         checks.check_parameters(model)  # or the cause is in the weights, and in no layer
     origin = locate(seen.records, threshold)
     said = [str(warning.message) for warning in caught]
-    if form == stock.NAME:
+    if form == STOCK:
         said += _unaccounted(seen)
     verdict = verdict_of(seen.done.is_finite, seen.ledger.growth, origin)
     return Diagnosis(
@@ -114,7 +115,7 @@ def diagnose(
         if origin is None
         else _is_better_in_float64(subject, look, threshold, verdict != "not finite"),
         tuple(dict.fromkeys(said)),
-        tuple(dict.fromkeys(fallbacks.of(seen.done.operations))) if form != stock.NAME else (),
+        tuple(dict.fromkeys(fallbacks.of(seen.done.operations))) if form != STOCK else (),
         seen.done.relevances,
         seen.done.score,
     )
@@ -123,10 +124,10 @@ def diagnose(
 def _form_of(form: str | Form, stabilizer: StabilizerLike | None) -> Form:
     if callable(form):
         return form
-    if form == stock.NAME:
+    if form == STOCK:
         return forms.form_of("relevance", stabilizer)
     if form not in forms.NAMES:
-        names = ", ".join((*forms.NAMES, stock.NAME))
+        names = ", ".join((*forms.NAMES, STOCK))
         raise InputError(f"no form has the name {form!r}; give {names}")
     return forms.form_of(form, stabilizer)
 

@@ -23,9 +23,6 @@ from captum_lrp_stab.rules.captum_rules import RoutingRule
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.task import Subject
 
-NAME = "stock"
-"""What the driver is called where forms are."""
-
 
 class _WatchedDriver(captum_reference.CaptumReference):
     """Stock Captum with this package's rules, each of which tells an observer."""

@@ -20,9 +20,8 @@ from typing import Literal
 
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.ledger.records import Input, LayerRecord, Neuron
+from captum_lrp_stab.names import THRESHOLD
 
-THRESHOLD = 1000.0
-"""How many times the relevance received is too much, where nothing else is said."""
 EXPLOSION = 1e6
 """How many times the score the relevance of the inputs may be, in all, whatever each layer does."""
 GROWTH = 2.0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from captum_lrp_stab import names
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.modified_forward import ModifiedForward
@@ -21,7 +22,7 @@ from captum_lrp_stab.propagation.relevance_form import RelevanceForm
 from captum_lrp_stab.stabilizers import StabilizerLike
 
 Form = Callable[..., GradientForm]
-NAMES = ("gradient", "relevance", "modified-forward")
+NAMES = names.FORMS
 _FORMS = (GradientForm, RelevanceForm, ModifiedForward)
 
 

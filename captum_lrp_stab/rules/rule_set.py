@@ -3,17 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from torch import nn
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab.errors import RuleError
+from captum_lrp_stab.names import ATTENTION as ATTENTION
+from captum_lrp_stab.names import Attention as Attention
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.standard import EpsilonRule
-
-Attention = Literal["attnlrp", "cp"]
-ATTENTION: tuple[Attention, ...] = get_args(Attention)
 
 
 class Layer(NamedTuple):

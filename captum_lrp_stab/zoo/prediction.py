@@ -36,7 +36,7 @@ def prepare(
     Args:
         classifier: The model; it is converted.
         image: An RGB picture of any size.
-        dtype: One of ``choices.DTYPES``.
+        dtype: One of ``names.DTYPES``.
         target: The class to explain; None for the one the model finds.
 
     Raises:

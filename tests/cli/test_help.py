@@ -1,23 +1,21 @@
 """The help of the commands, and the completion of what one types."""
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from captum_lrp_stab import by_name, zoo
-from captum_lrp_stab.cli import app, comparing, diagnosing, investigating, main, names, planning
+from captum_lrp_stab import names, presets, zoo
+from captum_lrp_stab.cli import app, comparing, diagnosing, investigating, main, options, planning
 from captum_lrp_stab.comparison import references
-from captum_lrp_stab.diagnosis import stock
-from captum_lrp_stab.ledger import locating
-from captum_lrp_stab.propagation import forms
-from captum_lrp_stab.rules.rule_set import ATTENTION
-from captum_lrp_stab.study import grid
+from captum_lrp_stab.diagnosis import sweeping
 from tests.helpers.commands import command
 
 MODULES = {
@@ -66,22 +64,12 @@ def test_the_examples_are_accepted(name: str) -> None:
 
 
 def test_names_are_those_of_the_library() -> None:
-    assert names.models() == zoo.names()
-    assert names.presets() == by_name.preset_names()
-    for read, said in (
-        (names.OFFLINE, zoo.OFFLINE),
-        (names.STABILIZERS, by_name.STABILIZERS),
-        (names.DEFAULT_STABILIZERS, by_name.DEFAULT_STABILIZERS),
-        (names.SWEPT_STABILIZERS, grid.SWEPT),
-        (names.FORMS, forms.NAMES),
-        (names.ATTENTION, ATTENTION),
-        (names.DTYPES, by_name.DTYPES),
-        (names.REFERENCES, references.NAMES),
-    ):
-        assert list(read) == list(said)
-    assert (names.STOCK, names.THRESHOLD) == (stock.NAME, locating.THRESHOLD)
-    with pytest.raises(KeyError):
-        names.defined("propagation.forms", "NO_SUCH_NAME")
+    assert options.models() == zoo.names()
+    defined = inspect.getmembers(presets, inspect.isfunction)
+    public = [n for n, f in defined if f.__module__ == presets.__name__ and not n.startswith("_")]
+    assert list(names.PRESETS) == public
+    assert names.REFERENCES == tuple(references.NAMES)
+    assert names.SWEPT == get_args(sweeping.Parameter)
 
 
 def completed(*words: str) -> list[str]:

@@ -25,11 +25,11 @@ from captum_lrp_stab import (
     ZBoxRule,
     ZeroRule,
     ZPlusRule,
-    by_name,
     presets,
     stabilizers,
 )
 from captum_lrp_stab.diagnosis.result import Diagnosis
+from captum_lrp_stab.names import PRESETS
 from tests.helpers import dense_formulas as reference
 from tests.helpers.dense_formulas import Layer, Stabilizer
 from tests.helpers.layers import HIGH, LOW, seeded
@@ -310,7 +310,7 @@ CLOSES = {torch.float64: 1e-10, torch.float32: 1e-6}
 SIX = {"low": -6.0, "high": 6.0}
 PRESETS = {
     name: getattr(presets, name)(**SIX if name in ("epsilon_gamma_box", "lrp_tutorial") else {})
-    for name in by_name.preset_names()
+    for name in PRESETS
 }
 
 

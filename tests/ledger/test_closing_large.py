@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from captum_lrp_stab import by_name, diagnose, zoo
+from captum_lrp_stab.names import PRESETS
 from tests.helpers.ledgers import CLOSES, off
 
 NETWORKS = ("vgg16", "resnet18", "efficientnet_lite0", "vit_b_16")
@@ -41,7 +42,7 @@ def network(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, zoo.Prepr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", CLOSES, ids=str)
-@pytest.mark.parametrize("preset", by_name.preset_names())
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_ledger_closes(name, preset, dtype) -> None:
     model, x, prepared = network(name, dtype)

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from PIL import Image
 from torch import nn
 
-from captum_lrp_stab import EpsilonRule, GammaRule, PassRule, ZeroRule, by_name
+from captum_lrp_stab import EpsilonRule, GammaRule, PassRule, ZeroRule, names
 from captum_lrp_stab.errors import InputError, ModelError, ReportError
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Clip, Signed
@@ -44,7 +44,7 @@ def test_the_stabilizer_goes_into_every_rule_that_takes_one() -> None:
 
 def test_one_run_per_stabilizer(study: Study) -> None:
     (record,), settings = study.records, study.settings
-    assert [run.name for run in record.runs] == list(by_name.DEFAULT_STABILIZERS)
+    assert [run.name for run in record.runs] == list(names.DEFAULT_STABILIZERS)
     assert [run.finite for run in record.runs] == [False, True, True, True, True]
     assert [settings[name] for name in ("model", "form", "rules", "dtype")] == [
         *("small", "relevance", "zero", "float32")
