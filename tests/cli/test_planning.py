@@ -66,5 +66,5 @@ def test_attention_of_a_study(tmp_path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["settings"]["attention"] == "cp"
-    assert report["fallbacks"] == []
+    assert report["settings"]["fallbacks"] == []
     failed(command("investigate", "--attention", "rollout"), "attnlrp, cp")
