@@ -9,7 +9,7 @@ from rich.console import Console
 
 from captum_lrp_stab import names
 from captum_lrp_stab.cli import common, options
-from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
+from captum_lrp_stab.cli.ending import COMPUTING, ending
 from captum_lrp_stab.cli.options import completing
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def compare(
             )
         said = tuple(dict.fromkeys(str(warning.message) for warning in caught))
         about = report.About(ready, title, rules, form, stabilizer, said)
-        with written_whole(course, out):
+        with course.writing(out):
             paths = report.write(compared, about, out)
 
         def show(console: Console) -> None:

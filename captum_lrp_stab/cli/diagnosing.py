@@ -8,7 +8,7 @@ from rich.console import Console
 
 from captum_lrp_stab import names
 from captum_lrp_stab.cli import common, options
-from captum_lrp_stab.cli.ending import COMPUTING, ending, written_whole
+from captum_lrp_stab.cli.ending import COMPUTING, ending
 from captum_lrp_stab.cli.options import completing
 from captum_lrp_stab.errors import InputError
 
@@ -149,7 +149,7 @@ def diagnose(
                 )
         about = About(ready, title, rules, form, stabilizer, found.warnings)
         findings = report.Findings(about, found, advised, swept)
-        with written_whole(course, out):
+        with course.writing(out):
             paths = report.write(findings, out)
 
         def show(console: Console) -> None:

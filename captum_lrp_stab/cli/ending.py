@@ -2,14 +2,11 @@
 
 import io
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import typer
@@ -36,6 +33,13 @@ class Course:
 
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         make_folder(folder)
+
+    @contextmanager
+    def writing(self, folder: Path) -> Iterator[None]:
+        """Write a report, each file of which is replaced as a whole."""
+        self.now = f"interrupted while writing; the files in {folder} may be incomplete"
+        yield
+        self.now = f"interrupted; the report is finished, and kept in {folder}"
 
     def remove_empty(self) -> None:
         """Remove the folders made for a report that came to nothing."""
@@ -76,38 +80,6 @@ def ending() -> Iterator[Course]:
 
 
 COMPUTING = "interrupted while computing; nothing has been written"
-
-
-@contextmanager
-def written_whole(course: Course, where: object) -> Iterator[None]:
-    """Put Ctrl-C off while a report is written; a second one is not put off.
-
-    Raises:
-        KeyboardInterrupt: It was put off, and now the report is whole.
-    """
-    course.now = f"interrupted while writing; the files in {where} may be incomplete"
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"the report is being finished; Ctrl-C again to stop at once\n")
-
-    can_wait = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if can_wait:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        if can_wait:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    course.now = f"interrupted; the report is finished, and kept in {where}"
-    if asked:
-        raise KeyboardInterrupt
 
 
 def tell(message: str, style: str | None = None) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from captum_lrp_stab import names
 from captum_lrp_stab.cli import common, options
-from captum_lrp_stab.cli.ending import COMPUTING, Course, ending, written_whole
+from captum_lrp_stab.cli.ending import COMPUTING, Course, ending
 from captum_lrp_stab.cli.options import completing, files
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def investigate(
                 study = investigation.investigate(
                     classifier, picture, name=title, progress=step, **question
                 )
-        with written_whole(course, folder):
+        with course.writing(folder):
             written = report.write(study, folder)
 
         def show(console: Console) -> None:

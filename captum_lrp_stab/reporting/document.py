@@ -29,7 +29,6 @@ Example:
 import base64
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +91,7 @@ class Table:
         caption: What the table shows.
 
     Raises:
-        ValueError: The parts do not fit together.
+        ValueError: A row has more or fewer cells than there are columns.
     """
 
     header: tuple[str, ...]
@@ -107,10 +106,6 @@ class Table:
                 raise ValueError(
                     f"row {index} has {len(row)} cells under {len(self.header)} columns: {row}"
                 )
-        if unknown := set(self.words) - set(self.header):
-            raise ValueError(f"words names {sorted(unknown)}, which are not in {self.header}")
-        if outside := self.bad - set(range(len(self.rows))):
-            raise ValueError(f"bad names rows {sorted(outside)} of {len(self.rows)}")
 
     @property
     def longest(self) -> list[int]:
@@ -127,22 +122,12 @@ class Picture:
         name: What its file is called, without ``.png``.
         description: The picture in words, for those who do not see it.
         caption: What stands below it.
-
-    Raises:
-        ValueError: The name is not that of a file.
     """
 
     figure: Figure
     name: str
     description: str
     caption: str = ""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(
-                f"{self.name!r} cannot be the name of a file: it may have letters, digits, '_', "
-                "'-' and '.'"
-            )
 
     # Kept, since a figure with an automatic layout may come out differently when drawn again.
     @cached_property
@@ -192,9 +177,6 @@ class Document:
         tone: Whether that is good.
         sections: The body.
         footer: Versions and the like.
-
-    Raises:
-        ValueError: The tone is unknown, or two pictures have one name.
     """
 
     title: str
@@ -202,14 +184,6 @@ class Document:
     tone: Tone
     sections: tuple[Section, ...]
     footer: str = ""
-
-    def __post_init__(self) -> None:
-        if self.tone not in _TONES:
-            raise ValueError(f"the tone is {self.tone!r}; it can be {', '.join(_TONES)}")
-        # A file system may take names that differ in case only for one.
-        count = Counter(picture.name.lower() for picture in self.pictures)
-        if repeated := [name for name, times in count.items() if times > 1]:
-            raise ValueError(f"several pictures are called {', '.join(repeated)}")
 
     @property
     def pictures(self) -> list[Picture]:

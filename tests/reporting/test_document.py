@@ -312,23 +312,9 @@ def test_write_makes_the_folder_and_all_files(tmp_path):
     assert base64.b64encode(paths[3].read_bytes()).decode() in to_html(told)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Table(("a", "b"), (("1",),)), "row 0 has 1 cells under 2 columns"),
-        (lambda: Table(("a",), (), words=("z",)), r"\['z'\]"),
-        (lambda: Table(("a",), (("1",),), bad=frozenset({1})), r"bad names rows \[1\] of 1"),
-        (lambda: Picture(figure(), "../x", "A line."), "'../x' cannot be the name of a file"),
-        (lambda: document(tone="fine"), "the tone is 'fine'; it can be good, warning, bad"),
-        (
-            lambda: one(Picture(figure(), "x", "1"), Picture(figure(), "X", "2")),
-            "several pictures are called x",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_rows_are_as_long_as_the_header():
+    with pytest.raises(ValueError, match="row 0 has 1 cells under 2 columns"):
+        Table(("a", "b"), (("1",),))
 
 
 def test_a_table_may_be_empty():
