@@ -136,7 +136,7 @@ def _described(operation: Operation, rule_set: RuleSet) -> str:
         named = rule_set.named.get(operation.name)
         return "constant" if named is None else f"constant (its {_kind(named)} has no effect)"
     if rule is None:
-        return "gradient" if operation.fallback else operation.treatment
+        return "gradient" if operation.fallback else operation.treatment_in_words
     return f"{_kind(rule)} (default)" if rule is rule_set.default else _kind(rule)
 
 

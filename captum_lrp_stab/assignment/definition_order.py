@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch import first_layers, treatments, without_rule
 from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
-from captum_lrp_stab.operations.table import FACTS, canonical_name
+from captum_lrp_stab.operations.table import canonical_name, kind_of
 from captum_lrp_stab.rules.rule_set import Layer, Layers, Positions
 
 _NORMS = (
@@ -123,7 +123,7 @@ def _layers_in(
             data[node] = True
         read = [data[other] for other in node.all_input_nodes if other in data]
         func = _function_of(node)
-        if not read or (func is not None and canonical_name(func) in FACTS):
+        if not read or (func is not None and kind_of(func).fact):
             continue
         holds = any(read) and None not in read
         if node.op == "call_module":
@@ -135,7 +135,7 @@ def _layers_in(
             without_layer = keeps = all(isinstance(m, _KEEPING) for _, m in leaf_modules(module))
         else:
             without_layer = func is not None and _has_rule(func)
-            keeps = func is not None and first_layers.keeps(func)
+            keeps = func is not None and first_layers.keeps(kind_of(func))
         data[node] = holds and keeps if without_layer and None not in read else None
 
 

@@ -15,8 +15,8 @@ from torch import nn
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
 from captum_lrp_stab.errors import RuleError, RuleMapError, StabilizerError
-from captum_lrp_stab.operations.table import canonical_name
-from captum_lrp_stab.rules import affine_builders, contractions, sums
+from captum_lrp_stab.operations.table import canonical_name, names_of
+from captum_lrp_stab.rules import affine_builders, sums
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.standard import PassRule
 from captum_lrp_stab.tensors.graph import OWN
@@ -76,7 +76,7 @@ def check_is_called(rules: Any) -> None:
 
 
 _FUNCTIONAL = (
-    {canonical_name(f) for f in affine_builders.BUILDERS} | contractions.NAMES | sums.NAMES
+    {canonical_name(f) for f in affine_builders.BUILDERS} | names_of("contracts") | sums.NAMES
 )
 
 

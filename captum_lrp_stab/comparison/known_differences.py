@@ -20,7 +20,7 @@ from captum_lrp_stab.comparison.pair import Divergence, Pair
 from captum_lrp_stab.comparison.references import ModifiedForwardReference
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
 from captum_lrp_stab.dispatch.operation import Operation, names_of
-from captum_lrp_stab.operations import calls as operations_
+from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.modified_forward import ModifiedForward
@@ -243,15 +243,14 @@ class StabilizedAdditions(GradientForm):
 
     has_factors = False  # step by step, as zennit does
 
-    def mixing(self, operation: Operation, func: Any, args: Any, kwargs: Any) -> Any:
+    def mixing(self, operation: Operation, call: TorchCall) -> Any:
         """Run an operation that mixes its inputs."""
         if operation.kind not in ADDITIONS:
-            return super().mixing(operation, func, args, kwargs)
-        plain = operations_.out_of_place(func)
-        z: Tensor = plain(*args, **kwargs)
+            return super().mixing(operation, call)
+        z: Tensor = call.changed(out_of_place(call.func)).run()
         share = z.detach() / Signed(1e-6)(z.detach())
         out = Step.apply(lambda c: (c * share,), z.detach(), z)
-        return out if plain is func else args[0].copy_(out)
+        return call.args[0].copy_(out) if is_in_place(call.func) else out
 
 
 def _stabilized_additions(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
@@ -320,7 +319,7 @@ def _relevance_of(operation: Operation, pair: Pair) -> list[Tensor] | None:
     uses = pair.reference.outputs.get(operation.name)
     if uses:
         return uses[0].relevance
-    if operation.treatment in ("moved", "passed") and len(operation.reads) == 1:
+    if operation.treatment.changes_nothing and len(operation.reads) == 1:
         return _relevance_of(operation.reads[0], pair)
     return None
 

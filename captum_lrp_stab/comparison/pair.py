@@ -190,7 +190,7 @@ class Pair:
         A reference that sees modules is blind to functional calls.
         """
         operation = self.operations[index]
-        mixes = operation.rule is not None or operation.treatment not in ("moved", "passed")
+        mixes = operation.rule is not None or not operation.treatment.changes_nothing
         call = operation.name.rpartition(".")[2].startswith(f"{operation.kind}_")
         return (not mixes, not call or self._ends[index].output is not None, -index)
 
@@ -213,7 +213,7 @@ def _compared(ends: _Ends, given: "dict[Operation, _Compared]") -> LayerAgreemen
     return LayerAgreement(
         ends.name,
         _kind(operation),
-        operation.treatment if operation.rule is None else repr(operation.rule),
+        operation.treatment_in_words if operation.rule is None else repr(operation.rule),
         output,
         None if inputs is None else next(same, None) or agreement(*inputs, _RANKED),
         ends.differences[2],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab.comparison import captum_reference
 from captum_lrp_stab.comparison.base import run_checked
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.ledger.watching import Collector, Watched, records_of
 from captum_lrp_stab.propagation.attribution import Propagation
@@ -59,7 +59,7 @@ def _telling(rule: Rule, operation: Operation, observer: Observer) -> None:
             result = kernel.relevance(sent, op, x)
         else:
             result = own(op, x, z, R, protected)
-        site, how = Site(operation, op, (rule,), x), Division.BARE
+        site, how = LayerUse(operation, op, (rule,), x), Division.BARE
         observer.forward(operation, x, z, z)
         observer.backward(
             Passage(operation, (x,), z, R, (result,), how, as_it_is, as_it_is, site, sent)
@@ -87,5 +87,5 @@ def watch_stock(subject: Subject) -> Watched:
 
 def unseen(operations: Sequence[Operation]) -> tuple[str, ...]:
     """Return the operations that mix values and that stock Captum does not see."""
-    kinds = ("LRP-0", "statistics held constant", "softmax by its gradient", "gate held constant")
-    return tuple(o.name for o in reversed(operations) if o.reached and o.treatment in kinds)
+    mixing = (o for o in reversed(operations) if o.treatment.mixes)
+    return tuple(o.name for o in mixing if o.reached)

@@ -7,43 +7,17 @@ an input is no longer a value of it, such as its mean; to subtract that from the
 normalise.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch.operation import Operation
-from captum_lrp_stab.operations import activations, linearized
-from captum_lrp_stab.operations.table import MOVING, SELECTING, canonical_name
+from captum_lrp_stab.operations.table import Kind
 from captum_lrp_stab.tensors import marks
 from captum_lrp_stab.tensors.graph import graph
 from captum_lrp_stab.tensors.nested import tensors_in
-
-SCALING = frozenset(
-    """
-    add addcdiv addcmul batch_norm div divide lerp mul multiply neg negative rmul rsub sub subtract
-    true_divide truediv
-    """.split()
-)
-"""Operations that with constants scale and shift each value for itself."""
-
-_RESAMPLING = frozenset(
-    """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
-    grid_sample interpolate upsample upsample_bilinear upsample_nearest
-    """.split()
-)
-_NORMALISING = frozenset(map(canonical_name, linearized.NORMALISATIONS))
-_KEEPING = (
-    MOVING
-    | SELECTING
-    | SCALING
-    | _RESAMPLING
-    | _NORMALISING
-    | activations.ACTIVATIONS
-    | activations.LINEAR_SIDES
-)
 
 
 def is_read_by_first(x: Tensor, ran: Iterable[Operation]) -> bool:
@@ -71,9 +45,12 @@ def mark(inputs: Sequence[Tensor], holds: bool = True) -> None:
         marks.put(t, "input", holds)
 
 
-def keeps(func: Callable[..., Any]) -> bool:
+def keeps(kind: Kind) -> bool:
     """Return whether an operation on values of the inputs gives such."""
-    return canonical_name(func) in _KEEPING
+    moves = kind.moves or kind.selects or kind.resamples
+    scales = kind.adds or kind.scales or kind.shifts_and_scales or kind.normalises
+    activates = kind.activation or kind.clamps or kind.chooses or kind.power or kind.rectifies
+    return moves or scales or activates
 
 
 def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
@@ -97,7 +74,7 @@ def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
 
 def note(
     operation: Operation,
-    func: Callable[..., Any],
+    kind: Kind,
     result: Any,
     read: Sequence[tuple[Tensor, bool]],
 ) -> None:
@@ -105,7 +82,7 @@ def note(
 
     Args:
         operation: Its record.
-        func: The torch function.
+        kind: What is known of its function.
         result: What it made.
         read: What it has read, as :func:`among` gives it; where it has written over that, it is
             what it was.
@@ -115,4 +92,4 @@ def note(
         return
     for t, holds in read:
         marks.put(t, "input", holds)
-    mark(tensors_in((result,), {}), keeps(func) and any(holds for _, holds in read))
+    mark(tensors_in((result,), {}), keeps(kind) and any(holds for _, holds in read))

@@ -1,29 +1,103 @@
-"""What a form of propagation says of the operations that a pass meets.
+"""What a treatment may ask of a pass, and how the pass carries relevance.
 
-The mode (``interception``) decides what each operation gets; how relevance is carried through it is
-the matter of ``gradient_form``, ``relevance_form``, ``mixed_form`` and ``modified_forward``.
+The mode (``mode``) sees the operations and decides which treatment each gets; a treatment knows the
+mode by this class alone. How relevance is carried is the matter of its subclasses in
+``propagation``: the gradient form, the relevance form, the mixed form and the modified forward
+pass.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.layer_use import LayerUse, Turn
 from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.operations.calls import TorchCall
+from captum_lrp_stab.rules.affine import Affine, Scale
+from captum_lrp_stab.rules.base import Rule
+from captum_lrp_stab.rules.rule_set import RuleSet
 
-Call = Callable[[], Tensor]
+if TYPE_CHECKING:
+    from captum_lrp_stab.dispatch.naming import Naming
+    from captum_lrp_stab.dispatch.rule_assignment import Assignment
+
+Compute = Callable[[], Tensor]
+"""Computes the output of a layer."""
+Follow = Callable[[Any], None]
+"""Called with the result of an operation that reads inputs of the model alone."""
 
 
-class Carrying(ABC):
-    """The steps that carry relevance; those that are not abstract leave it to autograd."""
+class Form(ABC):
+    """One pass of a model, as treatments see it."""
+
+    optimize: bool  # take the short ways, where there are some
+    turn: Turn  # which variant of the rules is active
+    naming: Naming  # which module is running
+    assignment: Assignment  # which rule each operation gets
+
+    # the pass ------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def rule_set(self) -> RuleSet:
+        """What the user chose; of several variants the first."""
 
     @abstractmethod
-    def affine(self, site: Site, call: Call) -> Tensor:
-        """Return the output of a rule-bearing layer, connected to ``site.x`` by its rule."""
+    def depends_on_input(self, t: Tensor) -> bool:
+        """Return whether a tensor depends on the model's input: not so one made of parameters."""
+
+    @abstractmethod
+    def is_weights(self, t: Tensor) -> bool:
+        """Return whether a tensor is a parameter of the model, or made of parameters."""
+
+    @abstractmethod
+    def known(self, t: Tensor) -> Tensor:
+        """Return a value made here of data, which is data too."""
+
+    @abstractmethod
+    def cut_after(self, one: Any) -> Any:
+        """Return what keeps a tensor ``x`` of the graph, to be cut from it after the pass."""
+
+    @abstractmethod
+    def rules_of(self, operation: Operation, call: TorchCall, x: Tensor) -> tuple[Rule, ...]:
+        """Return the rules of a layer, one for each variant; none if no variant has one."""
+
+    @abstractmethod
+    def layer_use(
+        self,
+        operation: Operation,
+        op: Affine,
+        rules: tuple[Rule, ...],
+        x: Tensor,
+        scale: Scale | None = None,
+    ) -> LayerUse:
+        """Return the use of a layer under its rule.
+
+        Args:
+            operation: Its record.
+            op: Its map.
+            rules: One for each variant.
+            x: Its input.
+            scale: A batch norm that is one layer with it.
+        """
+
+    @abstractmethod
+    def serve(self, use: LayerUse, compute: Compute) -> Tensor:
+        """Return the output of a layer, with its rule as backward pass."""
+
+    @abstractmethod
+    def serve_merged(self, use: LayerUse, compute: Compute) -> Tensor:
+        """Return the output of a layer that its batch norm or its bias is one layer with."""
+
+    # how relevance is carried --------------------------------------------------------------------
+
+    @abstractmethod
+    def affine(self, use: LayerUse, compute: Compute) -> Tensor:
+        """Return the output of a layer, connected to ``use.x`` by its rule."""
 
     @abstractmethod
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
@@ -49,39 +123,37 @@ class Carrying(ABC):
         # of a copy, which the backward pass may look at when z has other values
         return z.copy_(self.activation(z.clone(), slope, lambda t: g(t.clone())))
 
-    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def rectifier(self, call: TorchCall) -> Any:
         """Run an activation that is linear on each side of 0."""
-        return func(*args, **kwargs)
+        return call.run()
 
-    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def mixing(self, operation: Operation, call: TorchCall) -> Any:
         """Run an operation that mixes its inputs, under LRP-0 or with a surrogate's gradient."""
-        return func(*args, **kwargs)
+        return call.run()
 
-    def moving(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def moving(self, call: TorchCall) -> Any:
         """Run an operation that moves values, and relevance with them."""
-        return func(*args, **kwargs)
+        return call.run()
 
     def carries_relevance(self, t: Tensor) -> bool:
-        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+        """Return whether the backward pass gives this tensor relevance, not a coefficient."""
         return False
 
     def reads_relevance(self, operation: Operation) -> bool:
-        """Return whether an operation hands down relevance, not coefficients."""
+        """Return whether an operation propagates relevance, not coefficients."""
         return False
 
-    def gathered(self, x: Tensor, operands: Iterable[Tensor]) -> Tensor:
+    def gathered(self, x: Tensor, sources: Iterable[Tensor]) -> Tensor:
         """Return ``x``, which holds copies of what an operation reads."""
         return x
 
-    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+    def following(self, call: TorchCall) -> Follow | None:
         """Return what is to be called with the result of an operation that reads inputs alone."""
         return None
 
-    def on_operands(
-        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
-        """Return what an operation gets in place of its arguments."""
-        return args, kwargs
+    def on_arguments(self, operation: Operation, call: TorchCall) -> TorchCall:
+        """Return the call with what an operation gets in place of its arguments."""
+        return call
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Return what an operation gives in place of its output.
@@ -92,6 +164,3 @@ class Carrying(ABC):
             result: What it made: the output, or what it wrote to.
         """
         return output
-
-
-Follow = Callable[[Any], None]

@@ -15,61 +15,55 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.operation import Operation, Treatment
 from captum_lrp_stab.dispatch.products import with_surrogate
 from captum_lrp_stab.dispatch.without_rule import mixing, unknown
-from captum_lrp_stab.operations import gates, linearized, table
-from captum_lrp_stab.operations.calls import argument, first
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations import gates, linearized
+from captum_lrp_stab.operations.calls import TorchCall
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.dispatch.mode import Interception
+    from captum_lrp_stab.dispatch.form import Form
+
+_ORDER = {"cdist": 2, "dist": 2, "norm": 1, "pairwise_distance": 2, "vector_norm": 1}
+"""Where the order of a norm stands among its arguments: of order 0 it counts."""
 
 
-Function = Callable[..., Any]
-
-
-def homogeneous(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def homogeneous(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a homogeneous function: its gradient over its degree conserves relevance."""
-    x, operands = first(args, kwargs), operation.operands
-    # of values that are gates a product is one, and so is a norm
-    kind = operands.gate(x) if operands.is_factor(x) else None
-    degree = _degree(canonical_name(func), args, kwargs)
+    known = call.gates.factor(call.x)  # of values that are gates a product is one, and a norm
+    degree = _degree(call)
     if isinstance(degree, int) and degree < 1:
-        return gates.marked(unknown(mode, operation, func, args, kwargs), kind)
+        return gates.marked(unknown(form, operation, call), known)
     if isinstance(degree, int) and degree == 1:
-        return gates.marked(mixing(mode, operation, func, args, kwargs), kind)
-    count = degree if isinstance(degree, int) else "n"
-    operation.treatment = f"1/{count} to each factor"
+        return gates.marked(mixing(form, operation, call), known)
+    operation.treatment = Treatment.SHARED
+    operation.factors = degree if isinstance(degree, int) else "n"
 
-    def over_degree(plain: Function) -> Function:
+    def over_degree(plain: Callable[..., Any]) -> Callable[..., Any]:
         return linearized.homogeneous(plain, degree)
 
-    out = with_surrogate(mode, operation, func, over_degree, args, kwargs)
-    return gates.marked(out, kind)
+    return gates.marked(with_surrogate(form, operation, call, over_degree), known)
 
 
-def _degree(name: str, args: Any, kwargs: Any) -> int | Tensor:
+def _degree(call: TorchCall) -> int | Tensor:
     """Return the degree of a call, for ``cumprod`` of each element of its result."""
-    x = first(args, kwargs)
+    name, x = call.name, call.x
     if name in ("cov", "mse_loss", "var"):
         return 2
     if name == "det":
         return x.shape[-1]
     if name == "matrix_power":
-        return int(argument(args, kwargs, 1, "n"))
+        return int(call.argument(1, "n"))
     if name in ("cumprod", "prod"):
-        dim = argument(args, kwargs, 1, "dim")
-        dim = kwargs.get("axis") if dim is None else dim
+        dim = call.argument(1, "dim")
+        dim = call.kwargs.get("axis") if dim is None else dim
         if not isinstance(dim, int) or not x.dim():
             return x.numel()
         if name == "prod":
             return x.shape[dim]
         numbers = torch.arange(1, x.shape[dim] + 1, dtype=x.dtype, device=x.device)
         return numbers.reshape(-1, *(1,) * (x.dim() - 1 - dim % x.dim()))
-    place = table.NORMS.get(name)
+    place = _ORDER.get(name)
     key = "ord" if name == "vector_norm" else "p"
-    order = None if place is None else argument(args, kwargs, place, key)
-    return 0 if order == 0 else 1  # of order 0 it counts
+    order = None if place is None else call.argument(place, key)
+    return 0 if order == 0 else 1

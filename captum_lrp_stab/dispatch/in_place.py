@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import current_site
+from captum_lrp_stab.dispatch.layer_use import layer_of
 from captum_lrp_stab.tensors import marks
 
 
@@ -11,9 +11,9 @@ def written_over(target: Tensor, out: Tensor) -> Tensor:
 
     What the target was is reached through ``out``, or not at all.
     """
-    site = current_site(target)
-    if site is not None:
-        site.keep_copy(target)
+    use = layer_of(target)
+    if use is not None:
+        use.keep_copy(target)
     if not target._is_view():
         target.detach_()
     marks.carry(out, target.copy_(out))

@@ -26,7 +26,7 @@ class Turn:
 
 
 @dataclass(eq=False)
-class Site:
+class LayerUse:
     """One use of a rule-bearing layer: the map, the rule, and what the backward pass needs."""
 
     operation: Operation
@@ -146,22 +146,22 @@ class Site:
             self.z = None
 
 
-def current_site(x: Tensor) -> Site | None:
+def layer_of(x: Tensor) -> LayerUse | None:
     """Return the layer whose output ``x`` is, if nothing has written to it since."""
-    site: Site | None = marks.get(x, "site")
-    return site
+    use: LayerUse | None = marks.get(x, "layer")
+    return use
 
 
 def count_readers(tensors: Iterable[Tensor]) -> None:
     """Note that an operation reads tensors, some of which may be outputs of layers."""
     for t in tensors:
-        site = current_site(t)
-        if site is not None:
-            site.readers += 1
+        use = layer_of(t)
+        if use is not None:
+            use.readers += 1
 
 
-def is_mergeable(site: Site, x: Tensor) -> bool:
-    """Return whether a batch norm of ``x``, the site's output, can be one layer with it."""
-    dense_on_vectors = isinstance(site.affine, Dense) and x.dim() == 2
-    batched = isinstance(site.affine, Convolution) and x.dim() == site.affine.dims + 2
-    return not site.operation.batch_norm and (dense_on_vectors or batched)
+def is_mergeable(use: LayerUse, x: Tensor) -> bool:
+    """Return whether a batch norm of ``x``, the use's output, can be one layer with it."""
+    dense_on_vectors = isinstance(use.affine, Dense) and x.dim() == 2
+    batched = isinstance(use.affine, Convolution) and x.dim() == use.affine.dims + 2
+    return not use.operation.batch_norm and (dense_on_vectors or batched)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import current_site, is_mergeable
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.layer_use import is_mergeable, layer_of
+from captum_lrp_stab.dispatch.operation import Operation, Treatment
 from captum_lrp_stab.dispatch.products import product
 from captum_lrp_stab.dispatch.without_rule import mixing, moving
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import gates, linearized
-from captum_lrp_stab.operations.calls import first, others
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.rules import affine_builders, complex_layers
 from captum_lrp_stab.rules.affine import Affine, Convolution, Pad, Scale
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.tensors import marks
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.dispatch.mode import Interception
-
-
-Function = Callable[..., Any]
+    from captum_lrp_stab.dispatch.form import Compute, Form
 
 
 @dataclass(eq=False)
@@ -50,17 +46,16 @@ _BATCH_NORM_ARGUMENTS = (
 )
 
 
-def affine(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+def affine(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a linear layer, a convolution or an average pool under its rule."""
-    x = first(args, kwargs)
-    operands = operation.operands
-    if not operands.has(x) or any(map(operands.has, others(args, kwargs))):
-        return product(mode, operation, func, args, kwargs)
+    x = call.x
+    if not call.is_data(x) or len(call.data) > 1:
+        return product(form, operation, call)
     padded = _padded(x)
-    rules = mode.rules_of(operation, func, x if padded is None else padded.x)
+    rules = form.rules_of(operation, call, x if padded is None else padded.x)
     if not rules:
-        return mixing(mode, operation, func, args, kwargs)
-    op = affine_builders.of_call(func, args, kwargs)
+        return mixing(form, operation, call)
+    op = affine_builders.of_call(call.func, call.args, call.kwargs)
     # what a padding adds has relevance under these rules, and is no part of the layer's input
     direct = not all(rule.proportional for rule in rules)
     if padded is not None and direct and isinstance(op, Convolution) and op.can_pad(padded.pad):
@@ -68,8 +63,8 @@ def affine(mode: Interception, operation: Operation, func: Function, args: Any, 
         for absorbed in padded.operations:
             operation.ordinals |= absorbed.ordinals
             absorbed.is_absorbed = True
-    kind = operands.inherited(func, args, kwargs)
-    return gates.marked(served(mode, operation, op, rules, x, lambda: func(*args, **kwargs)), kind)
+    known = call.gates.inherited(call)
+    return gates.marked(served(form, operation, op, rules, x, call.run), known)
 
 
 def _padded(x: Tensor) -> Padded | None:
@@ -79,85 +74,77 @@ def _padded(x: Tensor) -> Padded | None:
 
 
 def served(
-    mode: Interception,
+    form: Form,
     operation: Operation,
     op: Affine,
     rules: tuple[Rule, ...],
     x: Tensor,
-    call: Callable[[], Tensor],
+    compute: Compute,
 ) -> Tensor:
     """Return the output of a layer; one of complex numbers is a layer of their parts."""
     if not op.weight.is_complex():
-        return mode.serve(mode.site(operation, op, rules, x), call)
+        return form.serve(form.layer_use(operation, op, rules, x), compute)
     pairs = complex_layers.split(x, op)
-    marks.carry(x, pairs, without=("nonnegative", "order", "padded", "site"))
-    site = mode.site(operation, complex_layers.on_pairs(op), rules, pairs)
-    out = mode.serve(site, lambda: complex_layers.split(call(), op))
+    marks.carry(x, pairs, without=("nonnegative", "order", "padded", "layer"))
+    use = form.layer_use(operation, complex_layers.on_pairs(op), rules, pairs)
+    out = form.serve(use, lambda: complex_layers.split(compute(), op))
     return complex_layers.join(out, op)
 
 
-def batch_norm(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def batch_norm(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a batch norm as one layer with the linear layer before it, or under its own rule.
 
     Raises:
         ModelError: It normalises by the statistics of the batch.
     """
-    x, name = first(args, kwargs), operation.name
-    bound = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
+    x, name = call.x, operation.name
+    bound = dict(zip(_BATCH_NORM_ARGUMENTS, call.args, strict=False)) | call.kwargs
     if bound.get("training"):
         raise ModelError(
             f"batch norm '{name}' normalises by the statistics of the batch, so that one "
             "sample's relevance would depend on the others; call model.eval(), or give it "
             "running statistics"
         )
-    if any(map(operation.operands.has, others(args, kwargs))):
+    if call.any_is_data(call.others):
         operation.fallback = "its scale or its shift depend on the input"
         return linearized.batch_norm_by_data(**bound)
-    site = current_site(x)
-    if site is not None and site.turn is not mode.turn:
-        site = None  # of an earlier pass
+    use = layer_of(x)
+    if use is not None and use.turn is not form.turn:
+        use = None  # of an earlier pass
     cut = marks.get(x, "cut")
-    if mode.rule_set.merge_batch_norm and cut is not None:
+    if form.rule_set.merge_batch_norm and cut is not None:
         raise ModelError(
             f"checkpoint: batch norm '{name}' and the layer before it are one layer, and segment "
             f"'{cut}' has one of them alone; name the module around both, or set "
             "merge_batch_norm=False"
         )
-    if mode.rule_set.merge_batch_norm and site is not None and is_mergeable(site, x):
-        scale = affine_builders.of_call(func, args, kwargs)
+    if form.rule_set.merge_batch_norm and use is not None and is_mergeable(use, x):
+        scale = affine_builders.of_call(call.func, call.args, call.kwargs)
         assert isinstance(scale, Scale)
-        site.operation.is_merged = True
-        operation.name, operation.kind = site.operation.name, site.operation.kind
-        operation.layer, operation.owner = site.operation.layer, site.operation.owner
+        operation.take_over(use.operation)
         operation.batch_norm = name
-        operation.ordinals |= site.operation.ordinals
-        one = mode.site(operation, site.affine, site.rules, site.x, scale)
-        site.z = None  # another reader of the layer without its batch norm is rare
-        return mode.on_merge(one, lambda: func(*args, **kwargs))
-    rules = mode.rules_of(operation, func, x)
+        merged = form.layer_use(operation, use.affine, use.rules, use.x, scale)
+        use.z = None  # another reader of the layer without its batch norm is rare
+        return form.serve_merged(merged, call.run)
+    rules = form.rules_of(operation, call, x)
     if not rules:
-        return mixing(mode, operation, linearized.batch_norm, args, kwargs)
-    op = affine_builders.of_call(func, args, kwargs)
-    site = mode.site(operation, op, rules, x)
-    return mode.serve(site, lambda: func(*args, **kwargs))
+        return mixing(form, operation, call.changed(linearized.batch_norm))
+    op = affine_builders.of_call(call.func, call.args, call.kwargs)
+    return form.serve(form.layer_use(operation, op, rules, x), call.run)
 
 
-def native_batch_norm(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def native_batch_norm(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run ``torch.batch_norm``, which has its arguments in another order."""
     names = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
-    bound = dict(zip(names.split(), args, strict=False)) | kwargs
+    bound = dict(zip(names.split(), call.args, strict=False)) | call.kwargs
     bound.pop("cudnn_enabled", None)
-    return batch_norm(mode, operation, F.batch_norm, (), bound)
+    return batch_norm(form, operation, call.changed(F.batch_norm, (), bound))
 
 
-def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any) -> Any:
+def pad(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a padding, which a convolution that follows takes as its own."""
-    x, out = first(args, kwargs), moving(mode, operation, func, args, kwargs)
-    bound = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    x, out = call.x, moving(form, operation, call)
+    bound = dict(zip(("input", "pad", "mode", "value"), call.args, strict=False)) | call.kwargs
     padding = bound.get("mode", "constant")
     if padding != "constant" or not bound.get("value"):
         own, before = Pad(tuple(bound["pad"]), padding), _padded(x)
@@ -166,7 +153,7 @@ def pad(mode: Interception, operation: Operation, func: Function, args: Any, kwa
             padded = Padded(x, x._version, own, (operation,))
         else:
             padded = replace(before, pad=both, operations=(*before.operations, operation))
-        marks.put(out, "padded", mode.connected(padded))
+        marks.put(out, "padded", form.cut_after(padded))
     else:
-        operation.treatment = "moved, beside a constant"
+        operation.treatment = Treatment.MOVED_BESIDE_CONSTANT
     return out

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.tensors import marks
 
 POOLS: dict[str, Callable[..., Any]] = {
@@ -24,7 +24,7 @@ _HALF = (torch.float16, torch.bfloat16)
 _SMALL = 2.0**-12  # so that the float32 values only tell equals apart
 
 
-Order = tuple[Site, int]
+Order = tuple[LayerUse, int]
 """A layer, and the version of its input."""
 
 
@@ -50,13 +50,13 @@ def resolved(name: str, x: Tensor) -> Callable[..., Tensor] | None:
     order = order_of(x)
     if order is None or order[0].x._version != order[1]:
         return None
-    site = order[0]
+    use = order[0]
 
     def pool(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-            op, bias = site.op, site.op.bias
+            op, bias = use.op, use.op.bias
             wide = None if bias is None else bias.float()
-            exact = op.apply(site.x.detach().float(), op.weight.float(), wide)
+            exact = op.apply(use.x.detach().float(), op.weight.float(), wide)
             ranked = input.double()
             ranked += _SMALL * (exact.double() - ranked)
             indices = POOLS[name](ranked, *args, **kwargs | {"return_indices": True})[1]

@@ -7,13 +7,13 @@ dependent control flow and several threads at once: a traced graph would fix the
 ``TorchDispatchMode`` sees operations only below autograd, where their backward is decided already,
 and module hooks see no functional code. It costs a few microseconds for each operation.
 
-What LRP makes of an operation is decided in ``treatments``; how relevance is carried, by the
-subclasses in ``gradient_form``, ``relevance_form`` and ``modified_forward``.
+What LRP does with an operation is decided in ``treatments``; how relevance is carried, by the
+subclasses in ``propagation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -22,38 +22,32 @@ from torch.overrides import TorchFunctionMode
 
 from captum_lrp_stab.dispatch import (
     backward_hooks,
-    call_checks,
     first_layers,
     max_pools,
     output_activation,
     reached,
     treatments,
+    without_rule,
 )
+from captum_lrp_stab.dispatch.call_checks import check_call, is_transformed
 from captum_lrp_stab.dispatch.compiler import Eager
-from captum_lrp_stab.dispatch.form import Call, Carrying
-from captum_lrp_stab.dispatch.layer_use import Site, Turn, count_readers
-from captum_lrp_stab.dispatch.naming import Places
+from captum_lrp_stab.dispatch.form import Compute, Form
+from captum_lrp_stab.dispatch.layer_use import LayerUse, Turn, count_readers
+from captum_lrp_stab.dispatch.naming import Naming
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.dispatch.origins import UNSEEN, Origins
 from captum_lrp_stab.dispatch.rule_assignment import Assignment
 from captum_lrp_stab.dispatch.weights import Weights
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.fast.factor_cache import Memo
-from captum_lrp_stab.fast.parameter_cache import Derived
-from captum_lrp_stab.operations import (
-    calls,
-    decompositions,
-    flex_attention,
-    nonnegative,
-    table,
-)
-from captum_lrp_stab.operations.gates import Operands
+from captum_lrp_stab.operations import decompositions, flex_attention, nonnegative
+from captum_lrp_stab.operations.calls import TorchCall
+from captum_lrp_stab.operations.gates import Gates
 from captum_lrp_stab.rules import contractions
 from captum_lrp_stab.rules.affine import Affine, Scale
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.rule_set import RuleSet
-from captum_lrp_stab.tensors import marks, nested
-from captum_lrp_stab.tensors.nested import tensors_in
+from captum_lrp_stab.tensors import marks
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
 class Connected(Protocol):
@@ -78,7 +72,7 @@ def _writable(t: Tensor) -> Tensor:
     return out
 
 
-class Interception(TorchFunctionMode, Carrying):
+class Interception(TorchFunctionMode, Form):
     """Let each operation of a forward pass have its treatment, and list them all.
 
     Args:
@@ -91,11 +85,9 @@ class Interception(TorchFunctionMode, Carrying):
         self.rule_sets = rule_sets
         self.turn = Turn()
         self.optimize = True  # take the short ways, where there are some
-        self.store: Derived | None = None  # keeps what is made of parameters
-        self.has_several = False  # backward passes
         self.left_out: frozenset[int] = frozenset()  # output activations, by their ordinals
-        self.places = Places(model)
-        self.assignment = Assignment(self.places, rule_sets)
+        self.naming = Naming(model)
+        self.assignment = Assignment(self.naming, rule_sets)
         self._weights = Weights(model)
         self.operations: list[Operation] = []
         self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
@@ -115,94 +107,96 @@ class Interception(TorchFunctionMode, Carrying):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
-        func, kwargs = treatments.of_operator(func), kwargs or {}
-        call_checks.check_call(func, args, kwargs, self.places, self.depends_on_input)
-        name = table.canonical_name(func)
-        if name in table.FACTS:
-            return self._fact(func, name, args, kwargs)
-        if call_checks.is_transformed():  # such as a mask, of what is constant
-            return func(*args, **kwargs)
-        given = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        call = TorchCall(treatments.of_operator(func), args, kwargs or {})
+        check_call(call, self.naming, self.depends_on_input)
+        if call.kind.fact:
+            return self._fact(call)
+        if is_transformed():  # such as a mask, of what is constant
+            return call.run()
+        given = [t for t in call.tensors if t.requires_grad]
         count_readers(given)
-        if name == "data":  # what is written there leaves no trace
+        if call.name == "data":  # what is written there leaves no trace
             marks.drop(args[0], "nonnegative")
         if not torch.is_grad_enabled():
-            return self._noted(func, args, kwargs)
-        live = list(filter(self.depends_on_input, given))
-        if not live:
-            return self._constant(func, given, args, kwargs)
-        if name == "register_hook":
+            return self._noted(call)
+        call.data = tuple(filter(self.depends_on_input, given))
+        if not call.data:
+            return self._constant(call, given)
+        if call.name == "register_hook":
             return backward_hooks.unused()
-        written_out = self._written_out(func)
-        if written_out is None and name in table.SUMMANDS:
-            written_out = contractions.apart(func, args, kwargs, self)
+        written_out = self._written_out(call)
         if written_out is not None:
-            return self._run_inside(func, written_out, args, kwargs)
-        operation, served = self.assignment.operation(func, args, kwargs, self)
+            return self._run_inside(call, written_out)
+        return self._treated(call, given)
+
+    def _treated(self, call: TorchCall, given: list[Tensor]) -> Any:
+        """Run an operation on data under its treatment, and list it."""
+        operation, served = self.assignment.operation(call, self.is_weights)
         operation.ordinals = frozenset([self._count])
-        own = args
         if self._count in self.left_out:
-            func, args, kwargs = output_activation.left_out(func, args, kwargs)
-        operation.function = table.canonical_name(func)
-        has_no_negative = nonnegative.gives_nonnegative(func, args, kwargs)
-        args, kwargs = self.on_operands(operation, func, args, kwargs)
-        if args is not own:
-            live = list(filter(self.depends_on_input, tensors_in(args, kwargs)))
-        operation.operands = operands = Operands(live)
-        inputs = first_layers.among(live)  # before it runs, as well
-        follow = self.following(func, args, kwargs) if inputs else None
-        treatment = treatments.of(func, served) or treatments.unknown
-        out = treatment(self, operation, func, args, kwargs)
-        operation.operands = Operands()
-        operands.keep_bases()
+            call = output_activation.left_out(call)
+        operation.function = call.name
+        has_no_negative = nonnegative.gives_nonnegative(call)
+        own, call = call, self.on_arguments(operation, call)
+        if call is not own:
+            call.data = tuple(filter(self.depends_on_input, call.tensors))
+        call.gates = known = Gates(call.data)
+        inputs = first_layers.among(call.data)  # before it runs, as well
+        follow = self.following(call) if inputs else None
+        treat = treatments.of(call.func, served) or without_rule.unknown
+        out = treat(self, operation, call)
+        known.keep_bases()
         if has_no_negative:
             nonnegative.mark(out)
-        result = args[0] if func is Tensor.__setitem__ else out
-        first_layers.note(operation, func, result, inputs)
+        result = call.result(out)
+        first_layers.note(operation, call.kind, result, inputs)
         if follow is not None and not operation.fallback:
             follow(result)
         return self._recorded(operation, out, result, given)
 
-    def _fact(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _fact(self, call: TorchCall) -> Any:
         """Return what a tensor tells of itself."""
-        asked_by = flex_attention.asked_by() if name in ("device", "requires_grad") else ""
+        asked = call.name in ("device", "requires_grad")
+        asked_by = flex_attention.asked_by() if asked else ""
         if asked_by:
             self.eager.begin()  # it compiles what it calls
-        if asked_by == "_validate_device" and name == "requires_grad":
+        if asked_by == "_validate_device" and call.name == "requires_grad":
             return False  # it has no backward pass on a CPU, and here needs none of its own
-        return func(*args, **kwargs)
+        return call.run()
 
-    def _written_out(self, func: Any) -> Call | None:
+    def _written_out(self, call: TorchCall) -> Callable[..., Any] | None:
         """Return the same function in single operations, None if it is one itself."""
-        known: Call | None = decompositions.written_out(func)
-        if known is None and treatments.of(func) is None and func not in self._opening:
-            known = decompositions.opened(func)
+        known = decompositions.written_out(call.func)
+        if known is None and treatments.of(call.func) is None and call.func not in self._opening:
+            known = decompositions.opened(call.func)
+        if known is None and call.kind.summand:
+            known = contractions.apart(call, self.is_weights)
         return known
 
-    def _run_inside(self, func: Any, written_out: Any, args: Any, kwargs: Any) -> Any:
+    def _run_inside(self, call: TorchCall, written_out: Callable[..., Any]) -> Any:
         """Run a function that is written out, each operation of it under the mode."""
-        self._opening.append(func)
+        self._opening.append(call.func)
         try:
             with self:
-                return written_out(*args, **kwargs)
+                return written_out(*call.args, **call.kwargs)
         finally:
             self._opening.pop()
 
-    def _constant(self, func: Any, given: list[Tensor], args: Any, kwargs: Any) -> Any:
+    def _constant(self, call: TorchCall, given: list[Tensor]) -> Any:
         """Run an operation that nothing of the input takes part in."""
-        self.assignment.constant(func)
-        target = calls.written(func, args, kwargs)
-        writes_to_parameter = target is not None and target.requires_grad  # torch's to refuse
-        if given and not writes_to_parameter and all(isinstance(t, nn.Parameter) for t in given):
-            with torch.no_grad():  # no graph: less to keep, less to search
-                return nested.mapped(_writable, self._noted(func, args, kwargs))
-        return self._noted(func, args, kwargs)
+        self.assignment.constant(call)
+        if given and all(isinstance(t, nn.Parameter) for t in given):
+            target = call.target
+            if target is None or not target.requires_grad:  # else torch's to refuse
+                with torch.no_grad():  # no graph: less to keep, less to search
+                    return mapped(_writable, self._noted(call))
+        return self._noted(call)
 
-    def _noted(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _noted(self, call: TorchCall) -> Any:
         """Run an operation without data, and note what it makes of the model's parameters."""
-        origin = self._weights.origin(func, args, kwargs)
-        out = func(*args, **kwargs)  # one of these is what torch.no_grad() itself calls
-        self._weights.note(args[0] if func is Tensor.__setitem__ else out, origin)
+        origin = self._weights.origin(call)
+        out = call.run()  # one of these is what torch.no_grad() itself calls
+        self._weights.note(call.result(out), origin)
         return out
 
     def _recorded(self, operation: Operation, out: Any, result: Any, given: list[Tensor]) -> Any:
@@ -294,8 +288,8 @@ class Interception(TorchFunctionMode, Carrying):
         self._origins.note([t])
         self._overwritten.append(t)
 
-    def connected(self, one: _Connected) -> _Connected:
-        """Return what reads a tensor of the graph, to be cut from it after the forward pass."""
+    def cut_after(self, one: _Connected) -> _Connected:
+        """Return what keeps a tensor ``x`` of the graph, to be cut from it after the pass."""
         self._connected.append(one)
         return one
 
@@ -323,30 +317,21 @@ class Interception(TorchFunctionMode, Carrying):
         """Return whether a tensor is a parameter of the model, or made of parameters."""
         return self._weights.has(t) or (t.requires_grad and not self.depends_on_input(t))
 
-    def rules_of(self, operation: Operation, func: Any, x: Tensor) -> tuple[Rule, ...]:
-        """Return the rules of a layer that calls ``func`` on ``x``."""
+    def rules_of(self, operation: Operation, call: TorchCall, x: Tensor) -> tuple[Rule, ...]:
+        """Return the rules of a layer, one for each variant; none if no variant has one."""
         is_first = first_layers.is_read_by_first(x, self.operations)
-        return self.assignment.of_layer(operation, func, is_first)
+        return self.assignment.of_layer(operation, call, is_first)
 
-    def site(
+    def layer_use(
         self,
         operation: Operation,
         op: Affine,
         rules: tuple[Rule, ...],
         x: Tensor,
         scale: Scale | None = None,
-    ) -> Site:
-        """Return the use of a rule-bearing layer.
-
-        Args:
-            operation: Its record.
-            op: Its map.
-            rules: One for each variant.
-            x: Its input.
-            scale: A batch norm that is one layer with it.
-        """
-        several = self.has_several and self.optimize
-        site = Site(
+    ) -> LayerUse:
+        """Return the use of a layer under its rule."""
+        use = LayerUse(
             operation,
             op,
             rules,
@@ -354,22 +339,20 @@ class Interception(TorchFunctionMode, Carrying):
             scale,
             nonnegative=nonnegative.is_nonnegative(x),
             turn=self.turn,
-            run=self.places.run,
-            store=self.store,
-            memo=Memo(rules, self.turn) if several else None,
+            run=self.naming.run,
         )
-        return self.connected(site)
+        return self.cut_after(use)
 
-    def serve(self, site: Site, call: Call) -> Tensor:
+    def serve(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the output of a rule-bearing layer, marked as such."""
-        site.operation.rule, site.operation.rules = site.rule, site.rules
-        out = self.affine(site, call)
-        marks.put(out, "site", site)
-        max_pools.keep_order(out, (site, site.x._version))
+        use.operation.rule, use.operation.rules = use.rule, use.rules
+        out = self.affine(use, compute)
+        marks.put(out, "layer", use)
+        max_pools.keep_order(out, (use, use.x._version))
         return out
 
-    def on_merge(self, site: Site, call: Call) -> Tensor:
+    def serve_merged(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the output of a layer that its batch norm or its bias has been merged with."""
-        if site.operation.batch_norm:
-            self.assignment.served.add(site.operation.batch_norm)
-        return self.serve(site, call)
+        if use.operation.batch_norm:
+            self.assignment.served.add(use.operation.batch_norm)
+        return self.serve(use, compute)

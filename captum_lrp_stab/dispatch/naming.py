@@ -17,7 +17,7 @@ from torch import nn
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch import backward_hooks
 from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
-from captum_lrp_stab.operations import activations, table
+from captum_lrp_stab.operations.calls import TorchCall
 
 OnInput = Callable[[str, Any, Any], tuple[Any, Any]]
 """From a module's name and its arguments to what takes their place."""
@@ -25,7 +25,7 @@ OnOutput = Callable[[str, Any], Any]
 """From a module's name and its output to what takes its place."""
 
 
-class Places:
+class Naming:
     """Where a forward pass is.
 
     Args:
@@ -100,23 +100,19 @@ class Places:
         """Return whether a module has been called and has not returned."""
         return any(name == running for running, _ in self._frames)
 
-    def is_own(self, func: Callable[..., Any], is_layer: bool) -> bool:
+    def is_own(self, call: TorchCall, is_layer: bool) -> bool:
         """Return whether the module that is running is a leaf that is there to call a function.
 
         Args:
-            func: The torch function.
+            call: The call of the function.
             is_layer: Whether it is a layer with weights, or an average pool or batch norm.
         """
-        return self.is_leaf and _is_own(self.module, func, is_layer)
+        return self.is_leaf and _is_own(self.module, call, is_layer)
 
-    def of(self, func: Callable[..., Any]) -> tuple[str, str]:
-        """Return the name and kind of an operation that is not a module's own.
-
-        Args:
-            func: The torch function that is called.
-        """
+    def of(self, call: TorchCall) -> tuple[str, str]:
+        """Return the name and kind of an operation that is not a module's own."""
         current, counts = self._frames[-1]
-        kind = table.canonical_name(func)
+        kind = call.name
         while True:
             name = f"{current}.{kind}_{counts[kind]}" if current else f"{kind}_{counts[kind]}"
             counts[kind] += 1
@@ -124,12 +120,12 @@ class Places:
                 return name, kind
 
 
-def _is_own(module: nn.Module, func: Callable[..., Any], is_layer: bool) -> bool:
+def _is_own(module: nn.Module, call: TorchCall, is_layer: bool) -> bool:
     """Return whether a leaf module is there to call this function."""
     if isinstance(module, types.RuleBearing):
         return is_layer
     if isinstance(module, types.Activation):
-        name = table.canonical_name(func)
-        return name in activations.ACTIVATIONS or name in activations.LINEAR_SIDES
-    kind = type(module)
-    return kind is not nn.Module and kind.__module__.startswith("torch.nn.modules.")
+        kind = call.kind
+        return kind.activation or kind.rectifies or kind.clamps or kind.chooses or kind.power
+    of_torch = type(module).__module__.startswith("torch.nn.modules.")
+    return of_torch and type(module) is not nn.Module

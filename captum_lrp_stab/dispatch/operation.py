@@ -1,29 +1,56 @@
-"""The record of one operation of a forward pass."""
+"""The record of one operation of a forward pass, and what relevance does there."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab.operations.gates import Operands
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.tensors.graph import before, custom_functions
 
 
+class Treatment(Enum):
+    """What relevance does at an operation without a rule, and that in words."""
+
+    NONE = ""
+    LRP_0 = "LRP-0"
+    MOVED = "moved"
+    MOVED_BESIDE_CONSTANT = "moved, beside a constant"
+    PASSED = "passed"
+    GATED = "gate held constant"
+    SHARED = "1/{factors} to each factor"
+    DIVISOR_HELD = "divisor held constant"
+    STATISTICS_HELD = "statistics held constant"
+    SOFTMAX = "softmax by its gradient"
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether each value keeps its relevance, wherever it is moved to."""
+        return self in (Treatment.MOVED, Treatment.PASSED)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the relevance of one value goes to several."""
+        moves = self.changes_nothing or self is Treatment.MOVED_BESIDE_CONSTANT
+        return not moves and self is not Treatment.NONE
+
+
 @dataclass(eq=False)
 class Operation:
-    """What one operation of a forward pass got."""
+    """One operation of a forward pass."""
 
     name: str
     kind: str
     owner: str = ""  # a layer whose weights it uses without calling it
-    places: tuple[str, ...] = ()  # names under which it is looked at, and no module is
+    probed: tuple[str, ...] = ()  # names under which it is probed, and no module is
     layer: type[nn.Module] | None = None  # the type of layer that it is or stands for
-    rule: Rule | None = None  # the one whose turn it is
+    rule: Rule | None = None  # the active one
     rules: tuple[Rule, ...] = ()  # one for each variant of a pass, where there is one
-    treatment: str = ""  # what relevance does here, where there is no rule
+    treatment: Treatment = Treatment.NONE  # where there is no rule
+    factors: int | str = 1  # of a product, which share the relevance
     shape: tuple[int, ...] = ()  # of the first output
     batch_norm: str = ""  # name of the batch norm merged into it
     is_merged: bool = False  # with its batch norm, which stands for both unless others read it too
@@ -35,7 +62,11 @@ class Operation:
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
     ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
     reads: tuple["Operation", ...] = ()  # whose results it reads, as far as a plan has asked
-    operands: Operands = field(default_factory=Operands)  # what it reads, while it runs
+
+    @property
+    def treatment_in_words(self) -> str:
+        """What relevance does here, where there is no rule."""
+        return self.treatment.value.format(factors=self.factors)
 
     @property
     def caveat(self) -> str:
@@ -48,12 +79,19 @@ class Operation:
         """Return the operation and why it gets its plain gradient, in words."""
         return f"{self.name} ({self.kind}: {self.caveat or self.fallback})"
 
+    def take_over(self, other: "Operation") -> None:
+        """Stand for another operation as well, such as a layer that a batch norm is merged with."""
+        other.is_merged = True
+        self.name, self.kind = other.name, other.kind
+        self.layer, self.owner = other.layer, other.owner
+        self.ordinals |= other.ordinals
+
     def note(self, outputs: Sequence[Tensor], inputs: Iterable[Tensor]) -> None:
         """Remember the shape and the graph's nodes of what came out."""
         self.shape = tuple(outputs[0].shape)
-        written = {id(t) for t in inputs}
-        if not any(t._is_view() and id(t) in written for t in outputs):
-            self.nodes = tuple(t.grad_fn for t in outputs)
+        views = [id(t) for t in outputs if t._is_view()]
+        if not views or not any(id(t) in views for t in inputs):
+            self.nodes = tuple([t.grad_fn for t in outputs])
         # else a view was written to, which rewrites the graph: count it as reached
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_stab.propagation.autograd_nodes import RuleStep
 from captum_lrp_stab.tensors import graph
 from captum_lrp_stab.tensors.graph import OPERATORS, OWN, before, library_of, made
 
@@ -63,8 +62,9 @@ class Origins:
         """Note which layers have an output that is read out of sight."""
         for node in nodes:
             for p in () if library_of(node).startswith(OWN) else before(node):
-                if p in self._known and getattr(p, "_forward_cls", None) is RuleStep:
-                    p.site.readers += 1
+                use = getattr(p, "layer_use", None)  # of a node that is the output of a layer
+                if use is not None and p in self._known:
+                    use.readers += 1
 
 
 def _names(nodes: Iterable[Any]) -> list[str]:

@@ -6,7 +6,7 @@ whatever only moves or rescales what it gives; one in the middle of a model, as 
 a gate, is none. To leave it out a second pass runs it as the identity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import activations, calls, gates, table
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations import gates
+from captum_lrp_stab.operations.calls import TorchCall
+from captum_lrp_stab.operations.table import names_of
 from captum_lrp_stab.tensors import graph
 from captum_lrp_stab.tensors.graph import before
 from captum_lrp_stab.tensors.nested import tensors_in
 
-_ACTIVATIONS = frozenset(
-    "expit hardsigmoid log_sigmoid log_softmax logsigmoid sigmoid softmax softmin".split()
-)
-_BEHIND = gates.PRESERVING | activations.CLAMPS | frozenset("log log10 log2".split())
+_ACTIVATIONS = names_of("is_head")
+_BEHIND = gates.PRESERVING | names_of("clamps") | frozenset(("log", "log10", "log2"))
 """What leaves a head a head, where all that it reads comes from heads."""
+_MOVING = names_of("moves")
 
 
 def find(output: Any, planned: Sequence[Operation]) -> dict[Operation, str]:
@@ -88,7 +88,7 @@ class _Graph:
         owners = self._owners.get(node)
         if owners is None:
             return not list(graph.custom_functions([node]))
-        return all(o.function in table.MOVING for o in owners)
+        return all(o.function in _MOVING for o in owners)
 
     def is_made_by_heads(self, node: Any) -> bool:
         """Return whether a node rescales or adds up what heads give, and nothing else."""
@@ -138,13 +138,15 @@ def check_same(first: Sequence[Operation], second: Sequence[Operation]) -> None:
         )
 
 
-def left_out(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+def left_out(call: TorchCall) -> TorchCall:
     """Return the call that takes the place of a head's: it gives the logits."""
-    x: Tensor = args[0] if args else kwargs["input"]
-    given = (*args[1:], *kwargs.values())
+    x = call.x
+    given = (*call.args[1:], *call.kwargs.values())
     dtype = next((v for v in given if isinstance(v, torch.dtype)), x.dtype)
-    if calls.writes(func, args, kwargs):
-        return Tensor.mul_, (x, 1), {}
-    if canonical_name(func) == "softmin":
-        return Tensor.neg, (x.to(dtype),), {}
-    return (Tensor.clone, (x,), {}) if dtype == x.dtype else (Tensor.to, (x, dtype), {})
+    if call.writes:
+        return TorchCall(Tensor.mul_, (x, 1), {}, call.data)
+    if call.name == "softmin":
+        return TorchCall(Tensor.neg, (x.to(dtype),), {}, call.data)
+    if dtype == x.dtype:
+        return TorchCall(Tensor.clone, (x,), {}, call.data)
+    return TorchCall(Tensor.to, (x, dtype), {}, call.data)

@@ -11,114 +11,104 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.operation import Operation, Treatment
 from captum_lrp_stab.dispatch.without_rule import mixing
-from captum_lrp_stab.operations import calls, gates, linearized, table
-from captum_lrp_stab.operations.calls import first, others
-from captum_lrp_stab.operations.gates import Gate, Kind
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations import gates, linearized
+from captum_lrp_stab.operations.calls import TorchCall, out_of_place
+from captum_lrp_stab.operations.gates import Gate, Known
 from captum_lrp_stab.rules import affine_builders
-from captum_lrp_stab.tensors.nested import tensors_in
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.dispatch.mode import Interception
-
+    from captum_lrp_stab.dispatch.form import Form
 
 Function = Callable[..., Any]
 
 
-def product(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def product(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a product: gates are held constant, other factors share the relevance equally.
 
     What attention weights multiply is the signal, also where it would be a gate elsewhere.
     """
-    tensors, operands = tensors_in(args, kwargs), operation.operands
     added: Any = None
-    if canonical_name(func) in table.SUMMANDS:
-        added = first(args, kwargs)
-    elif func in affine_builders.BUILDERS:  # a layer whose weights depend on the input
-        added = kwargs.get("bias", args[2] if len(args) > 2 else None)
-    place = next((i for i, t in enumerate(tensors) if t is added), None)
-    factors = tensors if place is None else [*tensors[:place], *tensors[place + 1 :]]
-    live = list(filter(operands.has, factors))
-    kinds = set(map(operands.gate, live))
+    if call.kind.summand:
+        added = call.x
+    elif call.func in affine_builders.BUILDERS:  # a layer whose weights depend on the input
+        added = call.argument(2, "bias")
+    place = next((i for i, t in enumerate(call.tensors) if t is added), None)
+    factors = [t for i, t in enumerate(call.tensors) if i != place]
+    live = list(filter(call.is_data, factors))
+    kinds = set(map(call.gates.of, live))
     if len(live) > 1:
-        held = _held(mode, kinds, func)
-    elif _is_gate_of_zeros(factors, operands, func):
+        held = _held(form, kinds, call)
+    elif _is_gate_of_zeros(factors, call):
         held = {Gate.FACTOR, Gate.SOFTMAX}
     else:
-        return mixing(mode, operation, func, args, kwargs)
-    count = sum(operands.gate(t) not in held for t in live)
+        return mixing(form, operation, call)
+    count = sum(call.gates.of(t) not in held for t in live)
 
     def share(t: Tensor) -> float | None:
-        if not operands.has(t):
+        if not call.is_data(t):
             return None
-        return linearized.HELD if operands.gate(t) in held else 1 / count if count > 1 else None
+        return linearized.HELD if call.gates.of(t) in held else 1 / count if count > 1 else None
 
     shares = list(map(share, factors))
     if place is not None:
         shares.insert(place, None)
-    operation.treatment = "gate held constant" if count < 2 else f"1/{count} to each factor"
-    out = with_surrogate(mode, operation, func, _sharing(shares), args, kwargs)
+    operation.treatment = Treatment.GATED if count < 2 else Treatment.SHARED
+    operation.factors = count
+    out = with_surrogate(form, operation, call, _sharing(shares))
     if kinds == {Gate.SOFTMAX}:  # such as a product of stochastic matrices
         return gates.marked(out, Gate.SOFTMAX)
-    gate_of_gates = kinds == {Gate.FACTOR} and canonical_name(func) in table.ELEMENTWISE
+    gate_of_gates = kinds == {Gate.FACTOR} and call.kind.by_element
     return gates.marked(out, Gate.FACTOR) if gate_of_gates else out
 
 
-def _is_gate_of_zeros(factors: Sequence[Tensor], operands: gates.Operands, func: Function) -> bool:
+def _is_gate_of_zeros(factors: Sequence[Tensor], call: TorchCall) -> bool:
     """Return whether a gate multiplies a constant of zeros, as the first state of an LSTM is one.
 
     What made the gate then has no part in the product, and gets no relevance by it.
     """
-    by_element = canonical_name(func) in table.ELEMENTWISE
-    if not by_element or not any(map(operands.is_factor, factors)):
+    if not call.kind.by_element or not any(map(call.gates.factor, factors)):
         return False
-    return not all(operands.has(t) or bool(t.any()) for t in factors)
+    return not all(call.is_data(t) or bool(t.any()) for t in factors)
 
 
-def _held(mode: Interception, kinds: set[Kind | None], func: Function) -> set[Kind | None]:
+def _held(form: Form, kinds: set[Known | None], call: TorchCall) -> set[Known | None]:
     """Return which kinds of factors are held constant, where there are others.
 
     Args:
-        mode: The mode.
+        form: The pass.
         kinds: All that there are.
-        func: The product.
+        call: The product.
     """
-    by_element = canonical_name(func) in table.ELEMENTWISE
-    held: set[Kind | None] = set()
-    if by_element or mode.rule_set.attention == "cp":
+    held: set[Known | None] = set()
+    if call.kind.by_element or form.rule_set.attention == "cp":
         held.add(Gate.SOFTMAX)
     if kinds != {Gate.FACTOR, Gate.SOFTMAX}:
         held.add(Gate.FACTOR)
     return held if kinds - held else set()
 
 
-def quotient(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def quotient(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a division: a divisor is held constant, as the statistics of a normalisation are."""
-    if kwargs.get("rounding_mode"):
+    if call.kwargs.get("rounding_mode"):
         operation.fallback = "rounding has no gradient"
-        return func(*args, **kwargs)
-    numerator = first(args, kwargs)
-    divisor = calls.argument(args, kwargs, 1, "other")
-    if func.__name__.strip("_").startswith("r"):
+        return call.run()
+    numerator: Any = call.x
+    divisor = call.argument(1, "other")
+    if call.name.startswith("r"):
         numerator, divisor = divisor, numerator
-    operands = operation.operands
-    if not isinstance(divisor, Tensor) or not operands.has(divisor):
-        return mixing(mode, operation, func, args, kwargs)
-    if not isinstance(numerator, Tensor) or not operands.has(numerator):
+    if not call.is_data(divisor):
+        return mixing(form, operation, call)
+    if not call.is_data(numerator):
         operation.fallback = "a division by a value that depends on the input"
-        return gates.marked(func(*args, **kwargs), Gate.FACTOR)
-    operation.treatment = "divisor held constant"
-    shares = [linearized.HELD if t is divisor else None for t in tensors_in(args, kwargs)]
+        return gates.marked(call.run(), Gate.FACTOR)
+    operation.treatment = Treatment.DIVISOR_HELD
+    shares = [linearized.HELD if t is divisor else None for t in call.tensors]
     if numerator is divisor:
         shares[0] = None
-    out = with_surrogate(mode, operation, func, _sharing(shares), args, kwargs)
-    return gates.marked(out, operands.gate(numerator))
+    out = with_surrogate(form, operation, call, _sharing(shares))
+    return gates.marked(out, call.gates.of(numerator))
 
 
 def _sharing(shares: Sequence[float | None]) -> Callable[[Function], Function]:
@@ -126,54 +116,44 @@ def _sharing(shares: Sequence[float | None]) -> Callable[[Function], Function]:
 
 
 def with_surrogate(
-    mode: Interception,
-    operation: Operation,
-    func: Function,
-    change: Callable[[Function], Function],
-    args: Any,
-    kwargs: Any,
+    form: Form, operation: Operation, call: TorchCall, change: Callable[[Function], Function]
 ) -> Any:
     """Run a function with the gradient of another one, in place where it is.
 
     Args:
-        mode: The mode.
+        form: The pass.
         operation: Its record.
-        func: The function.
-        change: From it, or from the same out of place, to a surrogate.
-        args: Its arguments.
-        kwargs: Its arguments by name.
+        call: The call.
+        change: From its function, or from the same out of place, to a surrogate.
     """
-    if not calls.writes(func, args, kwargs):
-        return mode.mixing(operation, change(func), args, kwargs)
-    surrogate = change(calls.out_of_place(func))
+    if not call.writes:
+        return form.mixing(operation, call.changed(change(call.func)))
+    target: Tensor = call.args[0]
     # a copy, because the backward pass needs what is written over here
-    out = mode.mixing(operation, surrogate, (mode.known(args[0].clone()), *args[1:]), kwargs)
-    target: Tensor = args[0]
+    copied = form.known(target.clone()), *call.args[1:]
+    out = form.mixing(operation, call.changed(change(out_of_place(call.func)), copied))
     if not target._is_view():
         target.detach_()  # what it was is reached through ``out``, or not at all
     return target.copy_(out)
 
 
-def normalisation(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
+def normalisation(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a layer, group, instance or rms norm with its statistics held constant."""
-    if any(map(operation.operands.has, others(args, kwargs))):
+    if call.any_is_data(call.others):
         operation.fallback = "its scale or its shift depend on the input"
-        return func(*args, **kwargs)
-    operation.treatment = "statistics held constant"
-    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("cudnn_enable")}
-    return mode.mixing(operation, linearized.NORMALISATIONS[func], args, kwargs)
+        return call.run()
+    operation.treatment = Treatment.STATISTICS_HELD
+    kwargs = {k: v for k, v in call.kwargs.items() if not k.startswith("cudnn_enable")}
+    surrogate = linearized.NORMALISATIONS[call.func]
+    return form.mixing(operation, call.changed(surrogate, kwargs=kwargs))
 
 
-def softmax(
-    mode: Interception, operation: Operation, func: Function, args: Any, kwargs: Any
-) -> Any:
-    """Run a softmax, which hands relevance down by its gradient.
+def softmax(form: Form, operation: Operation, call: TorchCall) -> Any:
+    """Run a softmax, through which relevance passes by its gradient.
 
     CP-LRP holds attention weights constant; a softmax whose values are a signal has no rule there.
     """
-    operation.treatment = "softmax by its gradient"
-    if mode.rule_set.attention == "cp":
+    operation.treatment = Treatment.SOFTMAX
+    if form.rule_set.attention == "cp":
         operation.fallback = "its values are neither attention weights nor a gate"
-    return gates.marked(mode.mixing(operation, func, args, kwargs), Gate.SOFTMAX)
+    return gates.marked(form.mixing(operation, call), Gate.SOFTMAX)

@@ -7,28 +7,24 @@ run, so that a pass in which a rule served sums before the module's first layer 
 """
 
 import warnings
-from collections.abc import Callable, Container, Sequence
-from typing import Any
+from collections.abc import Container, Sequence
 
 from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
-from captum_lrp_stab.dispatch import weight_owners
-from captum_lrp_stab.dispatch.naming import Places
+from captum_lrp_stab.dispatch.naming import Naming
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.dispatch.weight_owners import Owners
 from captum_lrp_stab.errors import RuleError, RuleMapWarning
-from captum_lrp_stab.operations import table
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.rules import affine_builders, contractions, sums
 from captum_lrp_stab.rules.affine import Affine, Dense
 from captum_lrp_stab.rules.base import Rule
-from captum_lrp_stab.rules.contractions import Known
+from captum_lrp_stab.rules.contractions import IsWeights
 from captum_lrp_stab.rules.rule_set import Layer, Layers, Positions, RuleSet
 from captum_lrp_stab.rules.standard import ZeroRule
 from captum_lrp_stab.rules.sums import Serving
-from captum_lrp_stab.tensors import nested
 
-_SERVED = contractions.NAMES | sums.NAMES
 Rules = tuple[Rule, ...]
 """One for each variant of a pass; empty where none has a rule."""
 
@@ -45,21 +41,21 @@ class Assignment:
     """The rules of one pass.
 
     Args:
-        places: Where the pass is.
+        naming: Where the pass is.
         rule_sets: One for each variant.
     """
 
-    def __init__(self, places: Places, rule_sets: Sequence[RuleSet]) -> None:
+    def __init__(self, naming: Naming, rule_sets: Sequence[RuleSet]) -> None:
         self.named = {name: rule for s in reversed(rule_sets) for name, rule in s.named.items()}
         self.serving: dict[str, Serving] = {}  # what each module with a rule is known to run
         self._is_late = False
         self.served: set[str] = set()  # layers whose rule met an operation it can serve
-        self._places, self._rule_sets = places, rule_sets
-        self._owners = Owners(places.modules)
+        self._naming, self._rule_sets = naming, rule_sets
+        self._owners = Owners(naming.modules)
         self._uses: list[Layer] = []
         self._positions = Positions()
         # as far as is known before the pass: not which layers it runs, nor which are functional
-        self._depth = sum(isinstance(module, types.Linear) for module in places.modules.values())
+        self._depth = sum(isinstance(module, types.Linear) for module in naming.modules.values())
 
     @property
     def layers(self) -> Layers:
@@ -76,44 +72,38 @@ class Assignment:
         """Know what another pass of the same operations has shown."""
         self.serving, self._depth, self._positions = other.serving, other._depth, other._positions
 
-    def operation(
-        self, func: Callable[..., Any], args: Any, kwargs: Any, known: Known
-    ) -> tuple[Operation, Serving]:
+    def operation(self, call: TorchCall, is_weights: IsWeights) -> tuple[Operation, Serving]:
         """Return the record of an operation, and as what its rule serves it.
 
         That is nothing where none is set on a sum; a layer has a rule of its own.
         """
-        places, current = self._places, self._places.current
-        is_layer = func in affine_builders.BUILDERS or contractions.is_layer(
-            func, args, kwargs, known
-        )
+        naming, current = self._naming, self._naming.current
+        is_layer = call.func in affine_builders.BUILDERS
+        is_layer = is_layer or contractions.is_layer(call, is_weights)
         as_what = Serving.LAYERS if is_layer else Serving.NOTHING
-        has_rule = current in self.named and places.is_leaf
+        has_rule = current in self.named and naming.is_leaf
         if has_rule and not is_layer:
-            as_what = sums.serving(func, args, kwargs, known.depends_on_input)
-        if places.is_own(func, is_layer) or (has_rule and self._is_served(current, as_what)):
-            return Operation(current, type(places.module).__name__), as_what
-        owner = self._owner(func, args, kwargs, is_layer, known)
-        if owner and isinstance(places.module, nn.MultiheadAttention):  # its output projection
-            return Operation(owner, type(places.modules[owner]).__name__), as_what
-        operation = Operation(*places.of(func), owner=owner)
+            as_what = sums.serving(call)
+        if naming.is_own(call, is_layer) or (has_rule and self._is_served(current, as_what)):
+            return Operation(current, type(naming.module).__name__), as_what
+        owner = self._owner(call, is_layer)
+        if owner and isinstance(naming.module, nn.MultiheadAttention):  # its output projection
+            return Operation(owner, type(naming.modules[owner]).__name__), as_what
+        operation = Operation(*naming.of(call), owner=owner)
         if is_layer or operation.name not in self.named:
             return operation, as_what if is_layer else Serving.NOTHING
-        return operation, sums.serving(func, args, kwargs, known.depends_on_input)
+        return operation, sums.serving(call)
 
-    def _owner(
-        self, func: Callable[..., Any], args: Any, kwargs: Any, is_layer: bool, known: Known
-    ) -> str:
+    def _owner(self, call: TorchCall, is_layer: bool) -> str:
         """Return the name of a layer whose weights an operation uses without calling it."""
-        kind = table.canonical_name(func)
-        if is_layer and kind in contractions.NAMES:
-            op, _ = contractions.of_call(func, args, kwargs, known.depends_on_input)
+        if is_layer and call.kind.contracts:
+            op, _ = contractions.of_call(call)
             owner = self._owners.of((op.weight,), "linear") if isinstance(op, Dense) else None
-        elif kind in weight_owners.KINDS:
-            owner = self._owners.of(nested.tensors_in(args, kwargs), kind)
+        elif call.kind.of_layers:
+            owner = self._owners.of(call.tensors, call.name)
         else:
             return ""
-        return "" if owner is None or owner in self._places.entered else owner
+        return "" if owner is None or owner in self._naming.entered else owner
 
     def _is_served(self, name: str, as_what: Serving) -> bool:
         """Return whether the rule of a module serves what it runs now."""
@@ -123,26 +113,25 @@ class Assignment:
             self.serving[name] = as_what
         return bool(as_what) and as_what >= known
 
-    def constant(self, func: Callable[..., Any]) -> None:
+    def constant(self, call: TorchCall) -> None:
         """Note that a layer runs on constants, where its rule has nothing to do."""
-        if func in affine_builders.BUILDERS or table.canonical_name(func) in _SERVED:
-            self.served.add(self._places.current)
+        can_be_served = call.kind.contracts or call.name in sums.NAMES
+        if call.func in affine_builders.BUILDERS or can_be_served:
+            self.served.add(self._naming.current)
 
-    def of_layer(self, operation: Operation, func: Callable[..., Any], is_first: bool) -> Rules:
+    def of_layer(self, operation: Operation, call: TorchCall, is_first: bool) -> Rules:
         """Return the rules of a layer; none if no variant has one for it.
 
         Args:
             operation: Its record.
-            func: The function it calls.
+            call: What it calls.
             is_first: Whether it reads an input of the model (``first_layers``).
         """
         name, owner = operation.name, operation.owner
         self.served |= {name, owner} if owner else {name}
-        module = self._places.modules.get(name)
+        module = self._naming.modules.get(name)
         name = owner if owner in self.named and name not in self.named else name
-        called = types.of_function(table.canonical_name(func))
-        if table.canonical_name(func) in contractions.NAMES:
-            called = nn.Linear
+        called = nn.Linear if call.kind.contracts else types.of_function(call.name)
         operation.layer = (called if module is None else type(module)) or nn.Module
         layer = Layer(name, operation.layer, is_first, self._positions.of(name, operation.layer))
         self._uses.append(layer)
@@ -170,7 +159,7 @@ class Assignment:
             RuleMapWarning: The pass ran not the layer, but what it has made of its weights.
         """
         for name in sorted(self.named.keys() - self.served):
-            rule, module = self.named[name], self._places.modules.get(name)
+            rule, module = self.named[name], self._naming.modules.get(name)
             kind = next((o.kind for o in ran if o.name == name), None)
             if module is None and kind is not None:
                 raise RuleError(
@@ -185,7 +174,7 @@ class Assignment:
                     "them all)"
                 )
             passing = isinstance(module, types.Activation + types.Dropout)  # served as they are
-            if name not in self._places.entered or passing:
+            if name not in self._naming.entered or passing:
                 if self._is_used_in_part(name, used):
                     message = (
                         f"{type(rule).__name__} on layer '{name}' has no effect: the model does "
@@ -202,7 +191,7 @@ class Assignment:
 
     def _is_used_in_part(self, name: str, used: Container[int]) -> bool:
         """Return whether a layer that the pass has not run has parameters that it used."""
-        modules, entered = self._places.modules, self._places.entered
+        modules, entered = self._naming.modules, self._naming.entered
         own = {id(t) for t in modules[name].parameters(recurse=False) if id(t) in used}
         elsewhere = (modules[other].parameters(recurse=False) for other in entered if own)
         return bool(own - {id(t) for parameters in elsewhere for t in parameters})

@@ -1,37 +1,36 @@
-"""What LRP makes of an operation: the way from a torch function to a rule, a factor or shares.
+"""The treatments: from a torch function to a rule, a factor or shares.
 
-A treatment is a function of the mode that sees the operation, its record, and the call; it returns
-the result of the call, connected to its inputs so that the backward pass carries relevance.
+A treatment is a function of the pass, the record of an operation and its call; it returns the
+result of the call, connected to its inputs so that the backward pass carries relevance. To give an
+operation another treatment, put its name into the table of ``operations.table``; a treatment of a
+new kind is a function in one of the modules imported here, and a row of ``_BY_TRAIT`` below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from captum_lrp_stab.dispatch import layers, max_pools, products, without_rule
 from captum_lrp_stab.dispatch.contractions import contraction, shift
+from captum_lrp_stab.dispatch.form import Form
 from captum_lrp_stab.dispatch.homogeneous import homogeneous
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.dispatch.sums import ruled_sum
-from captum_lrp_stab.operations import activations, decompositions, gates, linearized, table
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations import activations, decompositions, linearized
+from captum_lrp_stab.operations.calls import TorchCall
+from captum_lrp_stab.operations.table import kind_of
 from captum_lrp_stab.rules import affine_builders
 from captum_lrp_stab.rules.sums import Serving
 
-if TYPE_CHECKING:
-    from captum_lrp_stab.dispatch.mode import Interception
-
-
 Function = Callable[..., Any]
-Treatment = Callable[["Interception", Operation, Function, Any, Any], Any]
+Treat = Callable[[Form, Operation, TorchCall], Any]
 
-unknown = without_rule.unknown
-MOVING: tuple[Treatment, ...] = (
+MOVING: tuple[Treat, ...] = (
     without_rule.moving,
     without_rule.max_pool,
     without_rule.dropout,
@@ -40,7 +39,7 @@ MOVING: tuple[Treatment, ...] = (
 """Treatments of operations that move values, and relevance with them."""
 
 
-def of(func: Function, served: Serving = Serving.NOTHING) -> Treatment | None:
+def of(func: Function, served: Serving = Serving.NOTHING) -> Treat | None:
     """Return the treatment of a torch function, or None if nothing is known about it.
 
     Args:
@@ -51,7 +50,15 @@ def of(func: Function, served: Serving = Serving.NOTHING) -> Treatment | None:
         return ruled_sum
     if served is Serving.LAYERS and func not in affine_builders.BUILDERS:
         return contraction
-    return _BY_FUNCTION.get(func) or _BY_NAME.get(canonical_name(func))
+    known = _BY_FUNCTION.get(func)
+    if known is None:
+        kind = kind_of(func)
+        known = _BY_NAME.get(kind.name)
+        if known is None:
+            known = next(
+                (treat for trait, treat in _BY_TRAIT.items() if getattr(kind, trait)), None
+            )
+    return known
 
 
 _DROPOUTS = (
@@ -67,7 +74,7 @@ _DROPOUTS = (
     torch.feature_dropout,
     torch.feature_alpha_dropout,
 )
-_BY_FUNCTION: dict[Function, Treatment] = {
+_BY_FUNCTION: dict[Function, Treat] = {
     **dict.fromkeys(affine_builders.BUILDERS, layers.affine),
     **dict.fromkeys(linearized.NORMALISATIONS, products.normalisation),
     **dict.fromkeys(_DROPOUTS, without_rule.dropout),
@@ -75,22 +82,28 @@ _BY_FUNCTION: dict[Function, Treatment] = {
     torch.batch_norm: layers.native_batch_norm,
     F.pad: layers.pad,
 }
-_BY_NAME: dict[str, Treatment] = {
-    **dict.fromkeys(table.MOVING | table.SELECTING, without_rule.moving),
+_BY_NAME: dict[str, Treat] = {
     **dict.fromkeys(max_pools.POOLS, without_rule.max_pool),
-    **dict.fromkeys(table.MIXING, without_rule.mixing),
-    **dict.fromkeys(table.HOMOGENEOUS, homogeneous),
-    **dict.fromkeys(table.PRODUCTS, products.product),
-    **dict.fromkeys(table.LINEAR_IN_ONE, without_rule.linear_in_one),
-    **dict.fromkeys(table.REDUCING, without_rule.reducing),
-    **dict.fromkeys(table.QUOTIENTS, products.quotient),
-    **dict.fromkeys(gates.FUNCTIONS, without_rule.gate),
-    **dict.fromkeys(activations.ACTIVATIONS, without_rule.activation),
-    **dict.fromkeys(activations.LINEAR_SIDES, without_rule.rectifier),
     **dict.fromkeys(("add", "sub", "subtract"), shift),
-    "softmax": products.softmax,
-    "softmin": products.softmax,
 }
+_BY_TRAIT: dict[str, Treat] = {
+    "moves": without_rule.moving,
+    "selects": without_rule.moving,
+    "mixes": without_rule.mixing,
+    "homogeneous": homogeneous,
+    "product": products.product,
+    "quotient": products.quotient,
+    "linear_in_one": without_rule.linear_in_one,
+    "reduces": without_rule.reducing,
+    "activation": without_rule.activation,
+    "clamps": without_rule.activation,
+    "chooses": without_rule.activation,
+    "power": without_rule.activation,
+    "rectifies": without_rule.rectifier,
+    "gate": without_rule.gate,
+    "softmax": products.softmax,
+}
+"""From a trait of an operation in the table to its treatment."""
 _SAME_ARGUMENTS = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.glu, F.pad, torch.Tensor.relu_)
 _BY_OPERATOR: dict[str, Function] = {
     func.__name__.lstrip("_"): func

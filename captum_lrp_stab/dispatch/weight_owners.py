@@ -11,14 +11,6 @@ from torch import Tensor, nn
 
 import captum_lrp_stab.types as types
 
-KINDS = frozenset(
-    """
-    batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm
-    layer_norm linear prelu rms_norm
-    """.split()
-)
-"""Canonical names of the functions that layers with parameters call."""
-
 Key = tuple[int, Any, tuple[int, ...]]
 
 

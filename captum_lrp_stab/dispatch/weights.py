@@ -5,12 +5,11 @@ matrix or a mask that the caller gives, only mixes values. What is picked of par
 whatever picks it: the matrices of the experts that a router has chosen.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_stab.operations.table import MOVING, canonical_name
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.tensors import marks
 from captum_lrp_stab.tensors.nested import tensors_in
 
@@ -30,15 +29,14 @@ class Weights:
         """Return whether a constant is a parameter, or made of parameters."""
         return bool(self._origin(t))
 
-    def origin(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool | None:
+    def origin(self, call: TorchCall) -> bool | None:
         """Return whether an operation makes something of parameters; None if of others' data too.
 
         To be asked before it runs: it may write over its arguments.
         """
-        name = canonical_name(func)
-        tensors = tensors_in(args, kwargs)
+        name, tensors = call.name, call.tensors
         self.used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
-        if name in MOVING or name == "embedding":  # of these, whatever indices say which
+        if call.kind.moves or name == "embedding":  # of these, whatever indices say which
             tensors = list(filter(_has_digits, tensors)) or tensors
         origins = set(map(self._origin, tensors))
         reads = not name.startswith("new_") and not name.endswith("_like")  # more than a shape

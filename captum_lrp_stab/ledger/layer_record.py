@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.operation import Operation, Treatment
 from captum_lrp_stab.ledger.measuring import (
     Index,
     first_index,
@@ -44,7 +44,7 @@ from captum_lrp_stab.rules.kernel import Division, Group, Message
 
 def record_of(operation: Operation, rule: Rule | None, **known: Any) -> LayerRecord:
     """Return the record of an operation with its name, its rule and whatever else is known."""
-    in_words = operation.fallback or operation.treatment
+    in_words = operation.fallback or operation.treatment_in_words
     return LayerRecord(
         operation.name,
         operation.kind,
@@ -107,7 +107,7 @@ def absorbed(operation: Operation, lost: float, record: LayerRecord, dtype: torc
     """
     if abs(lost) <= 64 * torch.finfo(dtype).eps * (record.received.l1 + record.handed_down.l1):
         return Shares(rounding=lost)
-    if operation.fallback or operation.treatment.startswith("softmax"):
+    if operation.fallback or operation.treatment is Treatment.SOFTMAX:
         return Shares(operation=lost)
     return Shares(bias=lost)  # of a sum with a constant, a normalisation, ...
 

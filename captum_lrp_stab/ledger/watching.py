@@ -164,7 +164,7 @@ def probes_of(operations: Iterable[Operation]) -> list[FlowProbe]:
         if o.rule is None
         and o.reached
         and not (o.is_merged or o.is_absorbed or o.name in merged)
-        and not (o.treatment in ("moved", "passed") and o.kind.lower() in _CONSERVING)
+        and not (o.treatment.changes_nothing and o.kind.lower() in _CONSERVING)
     )
     return [FlowProbe(name, at_input) for name in names for at_input in (False, True)]
 

@@ -5,22 +5,18 @@ by g(z) / z, because :math:`R = g(z) c = z (c\, g(z)/z)`. At z = 0 the factor is
 Activations that are linear on each side of 0 (ReLU, leaky ReLU, PReLU) need nothing: their
 derivative is g(z) / z already.
 
-Names are canonical (:func:`captum_lrp_stab.operations.table.canonical_name`).
-
 Source: Bach et al. 2015 (identity rule); Achtibat et al. 2024, sec. 3.2.
 """
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.operations.calls import argument
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.tensors.blocks import blocks, is_dense, like
 
 SLOPES: dict[str, float] = {
@@ -55,18 +51,10 @@ SLOPES: dict[str, float] = {
     "square": 0.0,
     "sqrt": math.inf,
 }
-"""Slope at 0 of every function served whatever its arguments are."""
+"""Slope at 0 of every function that is an activation whatever its arguments are."""
 
-CLAMPS = frozenset("clamp clamp_max clamp_min clip hardtanh".split())
-_THRESHOLD = ("threshold", "value")
-CHOOSING = CLAMPS | {"threshold"}
-"""Functions that choose between values and bounds: where g(0) is not 0, they are no activation."""
-POWERS = frozenset("float_power pow".split())
-ACTIVATIONS = CHOOSING | POWERS | SLOPES.keys()
-_KEEPING_SIGN = SLOPES.keys() - {"sin", "sqrt", "square", "tan"} | CLAMPS
 RECTIFIERS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-LINEAR_SIDES = frozenset("leaky_relu prelu relu rrelu".split())
-"""Activations whose derivative is the factor already."""
+_THRESHOLD = ("threshold", "value")
 
 
 def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
@@ -87,25 +75,23 @@ def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
     return out
 
 
-def slope_at_zero(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> float | None:
+def slope_at_zero(call: TorchCall) -> float | None:
     """Return the slope of the call's function at 0, or None if it is not 0 there.
 
     Exponents and bounds may be tensors, all elements of which must allow for it.
     """
-    name = canonical_name(func)
+    name = call.name
     if name in SLOPES:
         return SLOPES[name]
-    if name in POWERS:
-        low, high = _range(argument(args, kwargs, 1, "exponent"))
+    if call.kind.power:
+        low, high = _range(call.argument(1, "exponent"))
         if not low > 0:
             return None
         return math.inf if low < 1 else float(high == 1)
-    if name == "threshold":
-        threshold, value = (argument(args, kwargs, i, n) for i, n in enumerate(_THRESHOLD, 1))
+    if call.kind.chooses:
+        threshold, value = (call.argument(i, n) for i, n in enumerate(_THRESHOLD, 1))
         return 1.0 if threshold < 0 else 0.0 if value == 0 else None
-    bounds = bounds_of(func, args, kwargs)
+    bounds = bounds_of(call)
     if bounds is None:
         return None
     low, high = _range(bounds[0])[1], _range(bounds[1])[0]
@@ -121,48 +107,44 @@ def _range(value: Any) -> tuple[float, float]:
     return known, known
 
 
-def is_monotone(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def is_monotone(call: TorchCall) -> bool:
     """Return whether a rectifier is known not to change the order of its inputs."""
-    if canonical_name(func) == "leaky_relu":
-        slope = argument(args, kwargs, 1, "negative_slope")
+    if call.name == "leaky_relu":
+        slope = call.argument(1, "negative_slope")
         return slope is None or slope >= 0
-    return func in RECTIFIERS
+    return call.func in RECTIFIERS
 
 
-def keeps_sign(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def keeps_sign(call: TorchCall) -> bool:
     """Return whether an activation's values are known to be 0 or to have their argument's sign."""
-    name = canonical_name(func)
-    upside_down = name == "elu" and (argument(args, kwargs, 1, "alpha") or 1) < 0
-    return name in _KEEPING_SIGN and not upside_down
+    upside_down = call.name == "elu" and (call.argument(1, "alpha") or 1) < 0
+    return call.kind.keeps_sign and not upside_down
 
 
-def is_inverse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def is_inverse(call: TorchCall) -> bool:
     """Return whether the call is a negative power: 1 over something, a factor and no signal."""
-    is_power = canonical_name(func) in POWERS
-    return is_power and _range(argument(args, kwargs, 1, "exponent"))[1] < 0
+    return call.kind.power and _range(call.argument(1, "exponent"))[1] < 0
 
 
-def cuts_off(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def cuts_off(call: TorchCall) -> bool:
     """Return whether a call's values are 0 wherever its argument is negative."""
-    bounds = bounds_of(func, args, kwargs)
+    bounds = bounds_of(call)
     return bounds is not None and _range(bounds[0]) == (0, 0)
 
 
-def bounds_of(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Any, Any] | None:
+def bounds_of(call: TorchCall) -> tuple[Any, Any] | None:
     """Return the lower and upper bound of a clamp or its kin, None for any other function."""
-    name = canonical_name(func)
+    name = call.name
     if name == "relu6":
         return 0.0, 6.0
     if name == "clamp_min":
-        return argument(args, kwargs, 1, "min"), math.inf
+        return call.argument(1, "min"), math.inf
     if name == "clamp_max":
-        return -math.inf, argument(args, kwargs, 1, "max")
+        return -math.inf, call.argument(1, "max")
     if name == "hardtanh":
-        low, high = argument(args, kwargs, 1, "min_val"), argument(args, kwargs, 2, "max_val")
+        low, high = call.argument(1, "min_val"), call.argument(2, "max_val")
         return (-1.0 if low is None else low), (1.0 if high is None else high)
-    if name in CLAMPS:
-        low, high = argument(args, kwargs, 1, "min"), argument(args, kwargs, 2, "max")
+    if call.kind.clamps:
+        low, high = call.argument(1, "min"), call.argument(2, "max")
         return (-math.inf if low is None else low), (math.inf if high is None else high)
     return None

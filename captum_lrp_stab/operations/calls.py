@@ -1,13 +1,18 @@
-"""Reading a call of a torch function: its arguments, and what it writes to."""
+"""One call of a torch function, as a mode sees it: read once, and asked by everything else."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations.table import Kind, kind_of
 from captum_lrp_stab.tensors.nested import tensors_in
+
+if TYPE_CHECKING:
+    from captum_lrp_stab.operations.gates import Gates
 
 _INPLACE_IS_LAST = frozenset(
     """
@@ -17,54 +22,115 @@ _INPLACE_IS_LAST = frozenset(
 )
 
 
-def writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a call writes to a tensor it is given, its first argument or ``out``."""
-    given, name = func.__name__, canonical_name(func)
-    in_place = given.endswith("_") and not given.endswith("__")
-    if in_place or given in (f"__i{name}__", "__setitem__") or kwargs.get("inplace"):
+class TorchCall:
+    """A torch function with its arguments.
+
+    Args:
+        func: The function.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        data: Those of the tensors among them that depend on the model's input.
+    """
+
+    def __init__(self, func: Callable[..., Any], args: Any, kwargs: Any, data: Any = ()) -> None:
+        self.func = func
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
+        self.kind: Kind = kind_of(func)
+        self.data: tuple[Tensor, ...] = tuple(data)
+        self.gates: Gates  # what is known of the data, from before it runs
+
+    @property
+    def name(self) -> str:
+        """The canonical name of the function."""
+        return self.kind.name
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, in order, also those in lists, tuples and dicts."""
+        return tensors_in(self.args, self.kwargs)
+
+    @property
+    def x(self) -> Tensor:
+        """The first argument."""
+        x: Tensor = self.args[0] if self.args else self.kwargs["input"]
+        return x
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments by name, but the first one."""
+        return {key: value for key, value in self.kwargs.items() if key != "input"}
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The tensors among the arguments but the first one."""
+        return tensors_in(self.args[1:], self.options)
+
+    def argument(self, position: int, name: str) -> Any:
+        """Return an argument given by position or by name, None if it is left out."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
+
+    def is_data(self, value: object) -> bool:
+        """Return whether an argument depends on the model's input."""
+        return any(t is value for t in self.data)
+
+    def any_is_data(self, values: Iterable[object]) -> bool:
+        """Return whether one of several arguments depends on the model's input."""
+        return any(map(self.is_data, values))
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether it writes to a tensor it is given, its first argument or ``out``."""
+        if is_in_place(self.func) or self.kwargs.get("inplace"):
+            return True
+        # F.relu6(x, True), F.hardtanh(x, 0.0, 6.0, True)
+        by_position = self.name in _INPLACE_IS_LAST and len(self.args) > 1
+        return (by_position and self.args[-1] is True) or self.kwargs.get("out") is not None
+
+    @property
+    def target(self) -> Tensor | None:
+        """The tensor that it writes to, None if it writes to none."""
+        if not self.writes:
+            return None
+        target = self.kwargs.get("out", self.args[0] if self.args else self.kwargs.get("input"))
+        return target if isinstance(target, Tensor) else None
+
+    def result(self, out: Any) -> Any:
+        """Return what it has made, given its output: ``x[i] = y`` gives nothing, and writes."""
+        return self.args[0] if self.func is Tensor.__setitem__ else out
+
+    def run(self) -> Any:
+        """Return its output."""
+        return self.func(*self.args, **self.kwargs)
+
+    def changed(self, func: Any = None, args: Any = None, kwargs: Any = None) -> TorchCall:
+        """Return the same call with another function or other arguments."""
+        call = TorchCall(
+            self.func if func is None else func,
+            self.args if args is None else args,
+            self.kwargs if kwargs is None else kwargs,
+            self.data,
+        )
+        call.gates = self.gates
+        return call
+
+
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Return whether a function writes to its first argument, whatever the others are."""
+    given = func.__name__
+    if given.endswith("_") and not given.endswith("__"):
         return True
-    # F.relu6(x, True), F.hardtanh(x, 0.0, 6.0, True)
-    by_position = name in _INPLACE_IS_LAST and len(args) > 1 and args[-1] is True
-    return by_position or kwargs.get("out") is not None
-
-
-def written(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the tensor that a call writes to, None if it writes to none."""
-    if not writes(func, args, kwargs):
-        return None
-    target = kwargs.get("out", args[0] if args else kwargs.get("input"))
-    return target if isinstance(target, Tensor) else None
+    return given in (f"__i{kind_of(func).name}__", "__setitem__")
 
 
 def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that computes what an in-place ``func`` writes, or ``func`` itself."""
-    if not writes(func, (), {}):
+    if not is_in_place(func):
         return func
-    name = canonical_name(func)
+    name = kind_of(func).name
     plain = getattr(Tensor, name, None) or getattr(Tensor, f"__{name}__", None)
     return partial(_on_a_copy, func) if plain is None else plain  # there is no Tensor.zero
 
 
 def _on_a_copy(func: Callable[..., Any], target: Tensor, *args: Any, **kwargs: Any) -> Any:
     return func(target.clone(), *args, **kwargs)
-
-
-def argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str) -> Any:
-    """Return an argument given by position or by name, None if it is left out."""
-    return args[position] if len(args) > position else kwargs.get(name)
-
-
-def first(args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first argument, the input."""
-    x: Tensor = args[0] if args else kwargs["input"]
-    return x
-
-
-def rest(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, but the input."""
-    return {key: value for key, value in kwargs.items() if key != "input"}
-
-
-def others(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tensors among the arguments but the first."""
-    return list(tensors_in(args[1:], rest(kwargs)))

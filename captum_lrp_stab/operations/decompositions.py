@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import flex_attention, table
+from captum_lrp_stab.operations import flex_attention
+from captum_lrp_stab.operations.table import canonical_name
 
 
 def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -172,11 +173,11 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
 
 def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return a torch function in single operations, None if it is not known so."""
-    known = WRITTEN_OUT.get(func)
     if isinstance(func, torch._ops.HigherOrderOperator) and func.__name__ == "flex_attention":
         return flex_attention.attention
+    known = WRITTEN_OUT.get(func)
     if known is None and func.__name__.endswith("_"):
-        plain = WRITTEN_OUT.get(getattr(Tensor, table.canonical_name(func), func))
+        plain = WRITTEN_OUT.get(getattr(Tensor, canonical_name(func), func))
         if plain is not None:
             return lambda target, *args, **kwargs: target.copy_(plain(target, *args, **kwargs))
     return known

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.rules import affine_builders
 from captum_lrp_stab.tensors import nested
 from captum_lrp_stab.tensors.step import Step
 
@@ -147,11 +146,18 @@ def batch_norm(
     Torch's own backward pass on a CPU gives wrong numbers for a batch of one, where what it is
     handed is strided otherwise than the input, as behind a transposition.
     """
-    given = input.detach(), running_mean, running_var, weight, bias
-    factor = _per_channel(affine_builders.of_call(F.batch_norm, given, {"eps": eps}).weight, input)
-    dtype = input.dtype  # not input itself, which the model may write over: see steps
-    z = F.batch_norm(*given, eps=eps)
+    assert running_mean is not None and running_var is not None
+    factor = _per_channel(batch_norm_scale(running_var, weight, eps), input)
+    dtype = input.dtype  # not input itself, which the model may write over: see autograd_nodes
+    z = F.batch_norm(input.detach(), running_mean, running_var, weight, bias, eps=eps)
     return Step.apply(lambda c: ((c * factor).to(dtype),), z.detach(), input)  # type: ignore[no-any-return]
+
+
+def batch_norm_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Return by what a batch norm in eval mode multiplies each channel."""
+    with torch.no_grad():
+        scale = torch.rsqrt(running_var + eps)
+        return scale if weight is None else scale * weight
 
 
 def batch_norm_by_data(
@@ -197,7 +203,10 @@ def _normalised(
     spread = wide - wide.mean(-1, keepdim=True) if centred else wide
     scale = torch.rsqrt(spread.square().mean(-1, keepdim=True) + eps)
     factor = None if weight is None else weight.detach()
-    shape, dtype = x.shape, x.dtype  # not x itself, which the model may write over: see steps
+    shape, dtype = (
+        x.shape,
+        x.dtype,
+    )  # not x itself, which the model may write over: see autograd_nodes
 
     def backward(c: Tensor) -> tuple[Tensor]:
         c = c if factor is None else c * factor

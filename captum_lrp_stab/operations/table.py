@@ -1,141 +1,211 @@
-"""What kind of operation a torch function is, by its canonical name, in every spelling."""
+"""What is known of each torch function, whatever its arguments: one table, by canonical name.
+
+``x.add(y)``, ``torch.add(x, y)``, ``x + y`` and ``x += y`` are one operation, ``add``. Everything
+in this package that asks what an operation does asks here. An operation that is not in the table,
+or that stands there without any of the ways to propagate relevance (``moves`` to ``normalises``
+below), is non-linear as far as this package knows: relevance passes it under its plain gradient,
+and it is listed as a fallback.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-MOVING = frozenset(
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What is known of a torch function.
+
+    The first fields say how relevance is propagated; at most one of them is True.
     """
-    H T adjoint alias alpha_dropout as_strided as_strided_scatter atleast_1d atleast_2d atleast_3d
-    bfloat16 block_diag broadcast_tensors broadcast_to cartesian_prod cat cdouble cfloat chalf
-    channel_shuffle chunk clone column_stack combinations complex concat concatenate
-    constant_pad_nd contiguous copy cpu cuda detach diag diag_embed diagflat diagonal
-    diagonal_scatter double dropout dropout1d dropout2d dropout3d dsplit dstack expand expand_as
-    feature_alpha_dropout feature_dropout fft_fftshift fft_ifftshift fill fill_diagonal flatten flip
-    fliplr flipud float gather getitem half hsplit hstack imag index index_copy index_fill
-    index_select ipu mH mT masked_fill masked_scatter masked_select max_unpool1d max_unpool2d
-    max_unpool3d meshgrid moveaxis movedim mtia nan_to_num narrow native_channel_shuffle
-    pack_padded_sequence pad pad_packed_sequence pad_sequence permute pin_memory pixel_shuffle
-    pixel_unshuffle positive put ravel real repeat repeat_interleave requires_grad reshape
-    reshape_as resolve_conj resolve_neg roll rot90 row_stack scatter select select_scatter setitem
-    slice slice_scatter split split_with_sizes squeeze stack swapaxes swapdims t take
-    take_along_dim tensor_split tile to transpose tril triu type type_as unbind unflatten unfold
-    unsafe_chunk unsafe_split unsafe_split_with_sizes unsafe_view unsqueeze view view_as
-    view_as_complex view_as_real vsplit vstack where xpu zero
-    """.split()
-)
-"""Operations that move, repeat or drop values: relevance moves with them."""
 
-SELECTING = frozenset(
+    name: str  # canonical
+    moves: bool = False  # it moves, repeats or drops values
+    selects: bool = False  # it picks values by their size
+    mixes: bool = False  # it is linear in all its inputs together
+    homogeneous: bool = False  # f(a x) = a^n f(x) for a > 0, of all its inputs together
+    product: bool = False  # it is linear in each of its factors
+    quotient: bool = False  # a numerator over a divisor
+    linear_in_one: bool = False  # it is linear in one argument while the others are constant
+    reduces: bool = False  # it reduces groups of values, in a way that an argument names
+    activation: bool = False  # element-wise, g(0) = 0, whatever its arguments
+    clamps: bool = False  # it cuts values off at bounds
+    chooses: bool = False  # threshold: it chooses between a value and a constant
+    power: bool = False
+    rectifies: bool = False  # an activation that is linear on each side of 0
+    gate: bool = False  # its values are factors wherever they are multiplied by something
+    softmax: bool = False
+    normalises: bool = False  # by statistics of its input
+
+    fact: bool = False  # it tells of a tensor, without its values
+    random: bool = False  # its result is drawn
+    conjugates: bool = False  # it conjugates complex numbers
+    adds: bool = False
+    scales: bool = False  # it multiplies, divides or negates each value for itself
+    shifts_and_scales: bool = False  # likewise, both at once: batch norm, lerp, addcmul, addcdiv
+    averages: bool = False
+    resamples: bool = False  # by the same weights, whatever the values
+    interpolates: bool = False  # likewise, and no layer is one
+    sums: bool = False
+    joins: bool = False  # it puts tensors side by side
+    fills: bool = False  # it puts other values in the place of some
+    parts: bool = False  # it makes complex numbers of real ones, or the other way round
+    indexed: bool = False  # its other arguments are indices and masks
+    shaped_by_another: bool = False  # its other argument gives the shape alone
+    by_element: bool = False  # a product of elements, which can be a signal times a gate
+    summand: bool = False  # a product whose first argument is added to it
+    contracts: bool = False  # a product that sums over elements, as a linear layer does
+    nonnegative: bool = False  # it gives no negative value
+    keeps_nonnegative: bool = False  # it gives none where it reads none
+    keeps_sign: bool = False  # each value is 0 or has its argument's sign
+    saturates: bool = False  # at the same bound above and below 0
+    is_head: bool = False  # it makes probabilities of logits
+    of_layers: bool = False  # layers with parameters call it
+    leaves_alone: bool = False  # what is done here to values is not done to others beside them
+
+    @property
+    def gives_inputs(self) -> bool:
+        """Whether its results are values that it reads, or 0."""
+        return (self.moves or self.selects) and not (self.fills or self.parts)
+
+
+_TABLE = """
+moves: T alias as_strided_scatter atleast_1d atleast_2d atleast_3d bfloat16 block_diag
+  broadcast_tensors broadcast_to cartesian_prod cdouble cfloat chalf channel_shuffle chunk clone
+  combinations contiguous cpu cuda diag diag_embed diagflat diagonal diagonal_scatter double
+  dsplit expand fft_fftshift fft_ifftshift flatten flip fliplr flipud float half hsplit index_copy
+  ipu mT masked_scatter meshgrid moveaxis movedim mtia narrow native_channel_shuffle pad permute
+  pin_memory pixel_shuffle pixel_unshuffle positive ravel repeat reshape resolve_conj resolve_neg
+  roll rot90 select select_scatter slice slice_scatter split split_with_sizes squeeze swapaxes
+  swapdims t tensor_split tile transpose tril triu type unbind unflatten unfold unsafe_chunk
+  unsafe_split unsafe_split_with_sizes unsafe_view unsqueeze view vsplit xpu zero
+moves leaves_alone: alpha_dropout as_strided detach dropout dropout1d dropout2d dropout3d
+  feature_alpha_dropout feature_dropout
+moves leaves_alone fact: requires_grad
+moves conjugates: H adjoint mH
+moves shaped_by_another: expand_as reshape_as to type_as view_as
+moves parts: complex imag real view_as_complex view_as_real
+moves fills: constant_pad_nd fill fill_diagonal index_fill masked_fill nan_to_num
+  pad_packed_sequence pad_sequence put scatter setitem where
+moves fills leaves_alone: copy
+moves indexed: gather getitem index index_select masked_select max_unpool1d max_unpool2d
+  max_unpool3d pack_padded_sequence repeat_interleave take take_along_dim
+moves joins: cat column_stack concat concatenate dstack hstack row_stack stack vstack
+
+selects: adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax
+  cummin fmax fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d
+  max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices maximum
+  median min minimum mode msort nanmedian sort topk
+
+mixes: affine_grid_generator conj conj_physical deg2rad diff fft_fft fft_fft2 fft_fftn fft_hfft
+  fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft
+  fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn istft nanquantile quantile rad2deg stft trace
+mixes of_layers: conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear
+mixes of_layers shifts_and_scales: batch_norm
+mixes adds: rsub sub subtract
+mixes adds keeps_nonnegative: add
+mixes scales: neg negative
+mixes averages: nanmean
+mixes averages keeps_nonnegative: mean
+mixes averages resamples interpolates: interpolate upsample upsample_bilinear upsample_nearest
+mixes averages keeps_nonnegative resamples: adaptive_avg_pool1d adaptive_avg_pool2d
+  adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
+mixes sums: fold index_add index_put nansum scatter_add sum_to_size
+mixes sums keeps_nonnegative: cumsum sum
+linear_in_one: cholesky_solve cumulative_trapezoid deform_conv2d ldexp polar ps_roi_align
+  ps_roi_pool roi_align roi_pool solve solve_triangular trapezoid trapz triangular_solve
+linear_in_one averages resamples interpolates: grid_sample grid_sampler grid_sampler_2d
+  grid_sampler_3d
+reduces sums: index_reduce scatter_reduce segment_reduce
+
+homogeneous: cdist copysign cov cumprod det dist frobenius_norm hypot l1_loss matrix_norm
+  matrix_power mse_loss nuclear_norm pairwise_distance prod std svdvals var
+homogeneous nonnegative: abs absolute norm vector_norm
+
+product: conv_tbc cross embedding_bag ger kron outer sparse_mm
+product contracts: bilinear bmm chain_matmul dot einsum grouped_mm inner matmul mm multi_dot mv
+  rmatmul tensordot vdot vecdot
+product summand: addr
+product summand contracts: addbmm addmm addmv baddbmm
+product summand by_element shifts_and_scales: addcmul
+product scales by_element keeps_nonnegative: mul multiply rmul
+quotient: rdiv rtruediv
+quotient scales keeps_nonnegative: div divide true_divide truediv
+shifts_and_scales: addcdiv lerp
+
+activation: sin tan
+activation nonnegative: sqrt square
+activation keeps_sign: arcsin arcsinh arctanh asin asinh atanh celu elu erfinv expm1 gelu
+  hardshrink hardswish log1p mish relu6 selu silu sinh softshrink tanhshrink
+activation keeps_sign saturates: arctan atan erf softsign tanh
+clamps keeps_sign: clamp clamp_max clamp_min clip hardtanh
+chooses: threshold
+power: float_power pow
+rectifies: leaky_relu rrelu
+rectifies of_layers: prelu
+rectifies nonnegative: relu
+gate: erfc ndtr reciprocal rsqrt sgn sign
+gate nonnegative is_head: expit hardsigmoid sigmoid
+softmax nonnegative is_head: softmax softmin
+is_head: log_sigmoid log_softmax logsigmoid
+nonnegative: exp
+normalises: instance_norm
+normalises of_layers: group_norm layer_norm rms_norm
+
+random: bernoulli exponential multinomial normal poisson rand rand_like randint randint_like randn
+  randn_like rrelu_with_noise uniform
+fact: device dim dtype element_size get_device is_complex is_contiguous is_cpu is_cuda
+  is_floating_point is_leaf itemsize layout nbytes ndim nelement numel shape size storage_offset
+  stride
+"""
+
+
+def _read(table: str) -> dict[str, Kind]:
+    rows = table.replace("\n  ", " ").split("\n")
+    kinds: dict[str, Kind] = {}
+    for traits, _, names in (row.partition(": ") for row in rows if row):
+        for name in names.split():
+            assert name not in kinds, name
+            kinds[name] = Kind(name, **dict.fromkeys(traits.split(), True))
+    return kinds
+
+
+KINDS = _read(_TABLE)
+"""What is known of each operation, by canonical name."""
+
+
+def names_of(*traits: str) -> frozenset[str]:
+    """Return the canonical names of the operations that have one of the traits.
+
+    Args:
+        traits: Names of fields of :class:`Kind`.
     """
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax cummin fmax
-    fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d max_pool3d
-    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices maximum median min
-    minimum mode msort nanmedian sort topk
-    """.split()
-)
-"""Operations that pick values by their size: relevance moves with what was picked."""
-
-MIXING = frozenset(
-    """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add affine_grid_generator avg_pool1d
-    avg_pool2d avg_pool3d batch_norm conj conj_physical conv1d conv2d conv3d conv_transpose1d
-    conv_transpose2d conv_transpose3d cumsum deg2rad diff fold index_add index_put interpolate
-    linear mean nanmean nanquantile nansum neg negative quantile rad2deg rsub scatter_add sub
-    subtract sum sum_to_size trace upsample upsample_bilinear upsample_nearest
-    fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
-    fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn
-    istft stft
-    """.split()
-)
-"""Operations that are linear in all their inputs together: LRP-0."""
-
-CONJUGATING = frozenset("H adjoint mH".split())
-"""Transpositions of real tensors, which conjugate complex ones too: LRP-0 for these."""
-
-NORMS = {"cdist": 2, "dist": 2, "norm": 1, "pairwise_distance": 2, "vector_norm": 1}
-"""Norms, and where the order stands among their arguments: of order 0 they count."""
-
-HOMOGENEOUS = (
-    frozenset(
-        """
-    abs absolute copysign cov cumprod det frobenius_norm hypot l1_loss matrix_norm matrix_power
-    mse_loss nuclear_norm prod std svdvals var
-    """.split()
-    )
-    | NORMS.keys()
-)
-"""Operations with f(a x) = a^n f(x) for a > 0, of all their inputs together: by Euler, gradient x
-input is n times the value."""
-
-PRODUCTS = frozenset(
-    """
-    addbmm addcmul addmm addmv addr baddbmm bilinear bmm chain_matmul conv_tbc cross dot
-    einsum embedding_bag ger grouped_mm inner kron matmul mm mul multi_dot multiply mv outer
-    rmatmul rmul sparse_mm tensordot vdot vecdot
-    """.split()
-)
-"""Operations that are linear in each of their factors."""
-
-SUMMANDS = frozenset("addbmm addcmul addmm addmv addr baddbmm".split())
-"""Products whose first argument is added to them."""
-
-ELEMENTWISE = frozenset("addcmul mul multiply rmul".split())
-"""Products that can be a signal times a gate."""
-
-LINEAR_IN_ONE = {
-    "cholesky_solve": (0, "input"),
-    "cumulative_trapezoid": (0, "y"),
-    "deform_conv2d": (0, "input"),
-    "grid_sample": (0, "input"),
-    "grid_sampler": (0, "input"),
-    "grid_sampler_2d": (0, "input"),
-    "grid_sampler_3d": (0, "input"),
-    "ldexp": (0, "input"),
-    "polar": (0, "abs"),
-    "ps_roi_align": (0, "input"),
-    "ps_roi_pool": (0, "input"),
-    "roi_align": (0, "input"),
-    "roi_pool": (0, "input"),
-    "solve": (1, "B"),
-    "solve_triangular": (1, "B"),
-    "trapezoid": (0, "y"),
-    "trapz": (0, "y"),
-    "triangular_solve": (0, "b"),
-}
-"""Operations that are linear in one argument while the others are constant, and where it stands."""
-
-REDUCING = {"index_reduce": 4, "scatter_reduce": 4, "segment_reduce": 1}
-"""Operations on groups of values, and where the name of what they do stands."""
-
-QUOTIENTS = frozenset("div divide truediv true_divide rdiv rtruediv".split())
-"""A numerator over a divisor."""
-
-RANDOM = frozenset(
-    """
-    bernoulli exponential multinomial normal poisson rand rand_like randint randint_like randn
-    randn_like rrelu_with_noise uniform
-    """.split()
-)
-"""Operations whose result is drawn."""
-
-_OPERATORS = MIXING | PRODUCTS | QUOTIENTS | {"pow"}
+    assert all(trait in _TRAITS for trait in traits), traits
+    return frozenset(n for n, kind in KINDS.items() if any(getattr(kind, t) for t in traits))
 
 
-FACTS = frozenset(
-    """
-    device dim dtype element_size get_device is_contiguous is_complex is_cpu is_cuda
-    is_floating_point is_leaf itemsize layout nbytes ndim nelement numel requires_grad shape size
-    storage_offset stride
-    """.split()
-)
-"""What tells of a tensor, without its values."""
-
-
+_TRAITS = {field.name for field in fields(Kind)}
 _LIBRARIES = ("aten", "torchvision")
 """Libraries of operators whose names mean what they say."""
+_OPERATORS = names_of("mixes", "product", "quotient", "power")
+"""Operations that Python's operators call, some of them in place."""
+
+
+def kind_of(func: Callable[..., Any]) -> Kind:
+    """Return what is known of a torch function.
+
+    Example:
+        >>> import torch
+        >>> kind_of(torch.Tensor.add_) is kind_of(torch.Tensor.__radd__)
+        True
+    """
+    # not of a function made in a call: the cache would keep it, and the tensors it refers to
+    if getattr(func, "__closure__", None) is not None:
+        return _kind_of(func)
+    return _cached_kind(func)
 
 
 def canonical_name(func: Callable[..., Any]) -> str:
@@ -146,12 +216,18 @@ def canonical_name(func: Callable[..., Any]) -> str:
         >>> canonical_name(torch.Tensor.add_), canonical_name(torch.Tensor.__rsub__)
         ('add', 'rsub')
     """
-    # not of a function made in a call: the cache would keep it, and the tensors it refers to
-    made_in_a_call = getattr(func, "__closure__", None) is not None
-    return _canonical_name(func) if made_in_a_call else _cached_name(func)
+    return kind_of(func).name
 
 
-def _canonical_name(func: Callable[..., Any]) -> str:
+def _kind_of(func: Callable[..., Any]) -> Kind:
+    name = _name_of(func)
+    return KINDS.get(name) or Kind(name)
+
+
+_cached_kind = lru_cache(4096)(_kind_of)
+
+
+def _name_of(func: Callable[..., Any]) -> str:
     if func.__name__ == "__get__":  # an attribute, such as x.T
         return func.__self__.__name__  # type: ignore[attr-defined, no-any-return]
     name = getattr(func, "__name__", str(func)).strip("_")
@@ -167,9 +243,6 @@ def _canonical_name(func: Callable[..., Any]) -> str:
         return "mm"
     if name[0:1] == "i" and name[1:] in _OPERATORS:  # __iadd__
         return name[1:]
-    if name[0:1] == "r" and name[1:] in ("add",):
-        return name[1:]
+    if name == "radd":
+        return "add"
     return name
-
-
-_cached_name = lru_cache(4096)(_canonical_name)

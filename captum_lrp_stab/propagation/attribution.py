@@ -321,7 +321,7 @@ def _followed(
         observer.restart()
     stand_ins = mode.prepare(inputs, probes, observer)
     try:
-        watch = mode.places.watch(mode.on_input, mode.on_output)
+        watch = mode.naming.watch(mode.on_input, mode.on_output)
         with mode.eager, watch:
             with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINT), mode:
                 return model(*stand_ins, *extra)

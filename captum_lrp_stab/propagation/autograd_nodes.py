@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import activations
 
 if TYPE_CHECKING:
-    from captum_lrp_stab.dispatch.form import Call
+    from captum_lrp_stab.dispatch.form import Compute
     from captum_lrp_stab.propagation.gradient_form import GradientForm
 
 
@@ -29,31 +29,36 @@ class RuleStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, carrier: Tensor | None, call: Call, site: Site, form: GradientForm
+        ctx: Any,
+        x: Tensor,
+        carrier: Tensor | None,
+        compute: Compute,
+        use: LayerUse,
+        form: GradientForm,
     ) -> Tensor:
         """Return the layer's own output."""
-        z = call()
+        z = compute()
         if z._is_view():  # an in-place operation on the output of a Function must not meet a view
             z = z.clone()
-        site.keep(z)
+        use.keep(z)
         ctx.save_for_backward(x.detach())
-        ctx.site, ctx.form, ctx.has_carrier = site, form, carrier is not None
+        ctx.layer_use, ctx.form, ctx.has_carrier = use, form, carrier is not None
         return z
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         """Return the coefficient for x, or the relevance for the carrier."""
-        site, c = ctx.site, upstream[0]
+        use, c = ctx.layer_use, upstream[0]
         try:
             (x,) = ctx.saved_tensors
         except RuntimeError as error:
             raise ModelError(
-                f"layer '{site.name}': the model writes over the layer's input, in place, after "
+                f"layer '{use.name}': the model writes over the layer's input, in place, after "
                 "the layer has read it; make that operation out of place"
             ) from error
         form: GradientForm = ctx.form
-        result = form.handed_down(site, x, c)
-        direct = ctx.has_carrier and not site.rule.proportional
+        result = form.handed_down(use, x, c)
+        direct = ctx.has_carrier and not use.rule.proportional
         gradients = (None, result) if direct else (result, None)
         return *gradients, None, None, None
 
@@ -68,7 +73,7 @@ class FactorStep(torch.autograd.Function):
         slope: float,
         g: Callable[[Tensor], Tensor],
         kept: Tensor | None,
-        site: Site | None,
+        use: LayerUse | None,
     ) -> Tensor:
         """Return ``g(z)``."""
         y = g(z)
@@ -76,7 +81,7 @@ class FactorStep(torch.autograd.Function):
             ctx.mark_dirty(z)
         ctx.save_for_backward(z.detach() if kept is None else kept)
         ctx.y, ctx.version, ctx.in_place = y.detach(), y._version, kept is not None
-        ctx.slope, ctx.g, ctx.site = slope, g, site
+        ctx.slope, ctx.g, ctx.use = slope, g, use
         return y
 
     @staticmethod
@@ -92,9 +97,9 @@ class FactorStep(torch.autograd.Function):
         y = ctx.y
         if y._version != ctx.version:  # written over since
             y = ctx.g(z.clone() if ctx.in_place else z)
-        c, site = upstream[0], ctx.site
-        if site is not None and site.readers < 2 and c.shape == y.shape:
-            site.activation = y  # the layer below does the same in fewer steps
+        c, use = upstream[0], ctx.use
+        if use is not None and use.readers < 2 and c.shape == y.shape:
+            use.activation = y  # the layer below does the same in fewer steps
         else:
             c = activations.scaled(c, z, y, ctx.slope)
         return c, None, None, None, None

@@ -14,26 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.first_layers import SCALING
 from captum_lrp_stab.dispatch.form import Follow
-from captum_lrp_stab.dispatch.layer_use import current_site
-from captum_lrp_stab.operations.calls import out_of_place
-from captum_lrp_stab.operations.table import MOVING, canonical_name
+from captum_lrp_stab.dispatch.layer_use import layer_of
+from captum_lrp_stab.operations.calls import TorchCall, out_of_place
 from captum_lrp_stab.tensors.graph import made
 from captum_lrp_stab.tensors.nested import mapped, tensors_in
 from captum_lrp_stab.tensors.step import Step
-
-_MOVES = MOVING - frozenset(
-    """
-    alpha_dropout as_strided copy detach dropout dropout1d dropout2d dropout3d feature_alpha_dropout
-    feature_dropout requires_grad
-    """.split()
-)
-"""What can be done to the tensors beside as well; a dropout that drops nothing gives its input."""
-
-_RESAMPLING = frozenset(
-    "grid_sample interpolate upsample upsample_bilinear upsample_nearest".split()
-)
 
 
 class Carriers:
@@ -65,21 +51,22 @@ class Carriers:
         if carrier is not None:
             self.put(target, carrier)
 
-    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+    def following(self, call: TorchCall) -> Follow | None:
         """Return what lets carriers follow an operation to its result, None where they cannot.
 
         To be asked before it runs: it may write over its arguments.
         """
-        name = canonical_name(func)
-        given = [t for t in tensors_in(args, kwargs) if made(t)]
+        kind = call.kind
+        given = [t for t in call.tensors if made(t)]
         found = {id(t): carrier for t in given if (carrier := self.of(t)) is not None}
         if not given or any(id(t) not in found for t in given):
             return None
-        if name in _MOVES or (name in _RESAMPLING and len(given) == 1):
-            return partial(self._move, func, args, kwargs, found)
-        if name in SCALING and len(given) == 1:
+        moves = kind.moves and not kind.leaves_alone
+        if moves or (kind.interpolates and len(given) == 1):
+            return partial(self._move, call, found)
+        if len(given) == 1 and (kind.adds or kind.scales or kind.shifts_and_scales):
             (x,) = given
-            plain = partial(_called, out_of_place(func), args, kwargs, x)
+            plain = partial(_called, call.changed(out_of_place(call.func)), x)
             current = [(t, c) for t, version, c in self._entries if t._version == version]
             return partial(self._pass_on, found[id(x)], plain, current)
         return None
@@ -88,21 +75,14 @@ class Carriers:
         """Let go of all."""
         self._entries.clear()
 
-    def _move(
-        self,
-        func: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
-        found: dict[int, Tensor],
-        result: Any,
-    ) -> None:
-        given = mapped(lambda t: found.get(id(t), t), (args, kwargs))
-        if func is Tensor.__setitem__:
-            target, index, value = given[0]
+    def _move(self, call: TorchCall, found: dict[int, Tensor], result: Any) -> None:
+        args, kwargs = mapped(lambda t: found.get(id(t), t), (call.args, call.kwargs))
+        if call.func is Tensor.__setitem__:
+            target, index, value = args
             moved: Any = target.clone()
             moved[index] = value
         else:
-            moved = out_of_place(func)(*given[0], **given[1])
+            moved = out_of_place(call.func)(*args, **kwargs)
         for t, carrier in zip(tensors_in((result,), {}), tensors_in((moved,), {}), strict=True):
             if made(t):
                 self.put(t, carrier)
@@ -114,7 +94,7 @@ class Carriers:
         current: Iterable[tuple[Tensor, Tensor]],
         result: Tensor,
     ) -> None:
-        if current_site(result) is not None:
+        if layer_of(result) is not None:
             return  # a batch norm with a rule of its own
         beside, shape = torch.zeros_like(result), carrier.shape
 
@@ -127,10 +107,10 @@ class Carriers:
                 self.put(t, own)
 
 
-def _called(func: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, point: Tensor) -> Tensor:
-    """Return what a function gives at a point in the place of ``x``."""
-    given = mapped(lambda t: point if t is x else t.detach(), (args, kwargs))
-    result: Tensor = func(*given[0], **given[1])
+def _called(call: TorchCall, x: Tensor, point: Tensor) -> Tensor:
+    """Return what a call gives with a point in the place of ``x``."""
+    args, kwargs = mapped(lambda t: point if t is x else t.detach(), (call.args, call.kwargs))
+    result: Tensor = call.func(*args, **kwargs)
     return result
 
 

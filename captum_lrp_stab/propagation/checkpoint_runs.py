@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab.dispatch import max_pools
-from captum_lrp_stab.dispatch.layer_use import Site, current_site, is_mergeable
+from captum_lrp_stab.dispatch.layer_use import LayerUse, is_mergeable, layer_of
 from captum_lrp_stab.errors import LRPError, ModelError, RuleError
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.repeats import Made, made
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captum_lrp_stab.propagation.checkpointing import SegmentedForm
 
 
-_LEFT_BEHIND = ("site", "order", "padded")
+_LEFT_BEHIND = ("layer", "order", "padded")
 """Marks that name tensors or layers of another graph."""
 
 
@@ -51,12 +51,12 @@ class Inside(GradientForm):
         self._origins.note(stand_ins)
         return stand_ins
 
-    def carrier_of(self, site: Site) -> None:
+    def carrier_of(self, use: LayerUse) -> None:
         """Raise RuleError: there is no way out for what it would carry."""
-        raise refusal(site.name, f"inside segment '{self.segment}'")
+        raise refusal(use.name, f"inside segment '{self.segment}'")
 
 
-class Use:
+class SegmentRun:
     """One run of a segment in a pass, and what it takes to run it again."""
 
     def __init__(self, outer: SegmentedForm, name: str, args: Any, kwargs: Any) -> None:
@@ -87,7 +87,7 @@ class Use:
         self._stand_ins = form.begin(inputs)
         for x, stand_in in zip(self.inputs, self._stand_ins, strict=True):
             # the layer that knows the order is still to be propagated through: it has its tensors
-            marks.carry(x, stand_in, ("site", "padded"))
+            marks.carry(x, stand_in, ("layer", "padded"))
             self._mark_cut(x, stand_in)
         args, kwargs = self._with(self._stand_ins)
         self._arguments, self._given = (args, kwargs), tensors_in(args, kwargs)
@@ -95,8 +95,8 @@ class Use:
 
     def _mark_cut(self, t: Tensor, new: Tensor) -> None:
         """Mark what stands for a layer's output, where a batch norm could be one with the layer."""
-        site = current_site(t)
-        if site is not None and is_mergeable(site, t):
+        use = layer_of(t)
+        if use is not None and is_mergeable(use, t):
             marks.put(new, "cut", self.name)
 
     def _with(self, inputs: Sequence[Tensor]) -> tuple[Any, Any]:
@@ -150,7 +150,7 @@ class Use:
         """Run the segment again and return the coefficients of its inputs."""
         form = Inside(self.outer, self.name)
         form.assignment.know(self.outer.assignment)
-        module = form.places.modules[self.name]
+        module = form.naming.modules[self.name]
 
         def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
             # hooks of the user's have been there: the arguments kept are what they made
@@ -163,7 +163,7 @@ class Use:
             spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
             args, kwargs = self._with(spare)
             try:
-                watch = form.places.watch(on_input, form.on_output)
+                watch = form.naming.watch(on_input, form.on_output)
                 with self._autocast, form.eager, watch, form:
                     output = module(*args, **kwargs)
             except (LRPError, MemoryError, torch.cuda.OutOfMemoryError):
@@ -187,7 +187,7 @@ class Use:
 
     def _differs(self, how: str) -> ModelError:
         """Return the error to raise where the second run is not the same as the first."""
-        modules = self.outer.places.modules.values()
+        modules = self.outer.naming.modules.values()
         remedy = "leave it out"
         if any(getattr(getattr(m, "config", None), "use_cache", False) for m in modules):
             remedy = (
@@ -234,10 +234,10 @@ class _SegmentStep(torch.autograd.Function):
     """A segment's outputs, whose backward pass runs it again."""
 
     @staticmethod
-    def forward(ctx: Any, use: Use, outputs: tuple[Tensor, ...], *inputs: Tensor) -> Any:
+    def forward(ctx: Any, run: SegmentRun, outputs: tuple[Tensor, ...], *inputs: Tensor) -> Any:
         """Return the outputs."""
         ctx.set_materialize_grads(False)  # through what nobody reads no coefficient passes
-        ctx.use = use
+        ctx.run = run
         ctx.save_for_backward(*(x.detach() for x in inputs))  # see steps
         return tuple(t.clone() if t._is_view() else t for t in outputs)
 
@@ -248,10 +248,10 @@ class _SegmentStep(torch.autograd.Function):
             inputs = ctx.saved_tensors
         except RuntimeError as error:
             raise ModelError(
-                f"checkpoint: the model writes over an input of '{ctx.use.name}', in place, after "
+                f"checkpoint: the model writes over an input of '{ctx.run.name}', in place, after "
                 "it has run; make that operation out of place"
             ) from error
-        return None, None, *ctx.use.again(inputs, upstream)
+        return None, None, *ctx.run.again(inputs, upstream)
 
 
 def _memory(t: Tensor) -> int:
@@ -263,8 +263,8 @@ def _keep_order(t: Tensor, new: Tensor) -> None:
     """Let a max pool behind the segment choose between equals as the layer in it would."""
     order = max_pools.order_of(t)
     if order is not None:
-        site, version = order
-        alone = replace(site, x=site.x.detach(), z=None, memo=None)  # without the graph
+        use, version = order
+        alone = replace(use, x=use.x.detach(), z=None, memo=None)  # without the graph
         marks.put(new, "order", (alone, version))
 
 

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.propagation.checkpoint_runs import Inside, Use, refusal, refuse_inner_values
+from captum_lrp_stab.propagation.checkpoint_runs import (
+    Inside,
+    SegmentRun,
+    refusal,
+    refuse_inner_values,
+)
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.rules.rule_set import RuleSet
 
@@ -34,7 +39,7 @@ class SegmentedForm(GradientForm):
         self.model = model
         self._names = frozenset(checkpoint)
         self._missing = set(checkpoint)
-        self._running: Use | None = None
+        self._running: SegmentRun | None = None
         self._shared: list[tuple[str, Tensor, int]] = []  # outputs in the memory of others
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,24 +63,24 @@ class SegmentedForm(GradientForm):
         if self._running is not None or name not in self._names:
             return super().on_input(name, args, kwargs)
         with torch._C.DisableTorchFunction():
-            use = Use(self, name, args, kwargs)
-            if not use.inputs:
+            run = SegmentRun(self, name, args, kwargs)
+            if not run.inputs:
                 return args, kwargs  # nothing of the input takes part in it
             self._missing.discard(name)
             form = Inside(self, name)
             # whose hooks are those of the pass
-            form.places, form.assignment = self.places, self.assignment
-            given = use.begin(form, use.inputs)
-        self._running = use
+            form.naming, form.assignment = self.naming, self.assignment
+            given = run.begin(form, run.inputs)
+        self._running = run
         return given
 
     def on_output(self, name: str, output: Any) -> Any:
         """End a segment."""
         if self._running is None or name != self._running.name:
             return super().on_output(name, output)
-        use, self._running = self._running, None
+        run, self._running = self._running, None
         with torch._C.DisableTorchFunction():
-            return use.finish(output)
+            return run.finish(output)
 
     def check_pass(self, output: Any) -> None:
         """Refuse a pass whose segments would not give the same as no segments.
@@ -99,7 +104,7 @@ class SegmentedForm(GradientForm):
                 )
         self._shared.clear()
         refuse_inner_values(output)
-        direct = [site for site in self.direct_uses if not site.reads_input]
+        direct = [use for use in self.direct_uses if not use.reads_input]
         if direct:
             raise refusal(direct[0].name, "the output of a segment")
 

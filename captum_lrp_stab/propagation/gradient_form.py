@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab.dispatch import first_layers
-from captum_lrp_stab.dispatch.form import Call, Follow
-from captum_lrp_stab.dispatch.layer_use import Site, current_site
+from captum_lrp_stab.dispatch.form import Compute, Follow
+from captum_lrp_stab.dispatch.layer_use import LayerUse, layer_of
 from captum_lrp_stab.dispatch.mode import Interception
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError, UnreachedError
 from captum_lrp_stab.fast import coefficients
-from captum_lrp_stab.operations import activations, calls
-from captum_lrp_stab.operations.calls import first, rest
+from captum_lrp_stab.fast.factor_cache import Memo
+from captum_lrp_stab.fast.parameter_cache import Derived
+from captum_lrp_stab.operations import activations
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.propagation.autograd_nodes import FactorStep, RuleStep
 from captum_lrp_stab.propagation.carriers import Carriers
 from captum_lrp_stab.propagation.observer import Observer, Passage
@@ -58,6 +60,8 @@ class GradientForm(Interception):
     float16_scale = 2.0**10
     #: Whether the backward pass of an activation multiplies by g(z) / z, as it does here.
     has_factors = True
+    store: Derived | None = None  # keeps what is made of parameters
+    has_several = False  # backward passes
 
     def prepare(
         self, inputs: tuple[Tensor, ...], probes: tuple[Probe, ...], observer: Observer | None
@@ -68,7 +72,9 @@ class GradientForm(Interception):
         self._is_last = False  # not before ours: the model may run one of its own
         self._buffer = Buffer()
         self._constants: list[Tensor] = []  # which count as data, because a probe is there
-        self.direct_uses: list[Site] = []  # layers whose rule is not proportional to their input
+        self.direct_uses: list[
+            LayerUse
+        ] = []  # layers whose rule is not proportional to their input
         # by a weak reference: a cycle would keep the model alive until the garbage collector runs
         self._probes = Probes(probes, weakref.proxy(self))
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
@@ -110,7 +116,7 @@ class GradientForm(Interception):
                 self.forget_relevance()
                 gradients = self._gradients(score, points)
         if all(gradient is None for gradient in gradients):
-            model = type(self.places.modules[""]).__name__
+            model = type(self.naming.modules[""]).__name__
             raise UnreachedError(
                 f"the output of {model} does not depend on the inputs through "
                 "differentiable operations; remove torch.no_grad(), detach() or argmax "
@@ -163,36 +169,36 @@ class GradientForm(Interception):
         self.direct_uses.clear()
         super().settle(output, whole)
 
-    def affine(self, site: Site, call: Call) -> Tensor:
+    def affine(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        proportional = all(rule.proportional for rule in site.rules)
-        carrier = None if proportional else self.carrier_of(site)
-        out: Tensor = RuleStep.apply(site.x, carrier, call, site, self)
+        proportional = all(rule.proportional for rule in use.rules)
+        carrier = None if proportional else self.carrier_of(use)
+        out: Tensor = RuleStep.apply(use.x, carrier, compute, use, self)
         if self.observer is not None:
-            self.observer.forward(site.operation, site.x, out, out)
+            self.observer.forward(use.operation, use.x, out, out)
         return out
 
-    def handed_down(self, site: Site, x: Tensor, c: Tensor) -> Tensor:
+    def handed_down(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of a layer's input, or the relevance."""
         plain = self.optimize and self.observer is None
-        if plain and coefficients.has_own_weights(site.rule) and site.is_wide(c):
-            op, c = site.affine, site.through_batch_norm(c)
+        if plain and coefficients.has_own_weights(use.rule) and use.is_wide(c):
+            op, c = use.affine, use.through_batch_norm(c)
         else:
-            op = site.op
-        z, rectified = site.pre_activation(op, x, c)
+            op = use.op
+        z, rectified = use.pre_activation(op, x, c)
         result: Tensor | None = None
         if self.observer is not None:
-            result = self.observed(self.observer, site, x, z, c)
+            result = self.observed(self.observer, use, x, z, c)
         elif plain:
-            known = coefficients.Known(site.nonnegative, rectified or site.is_cut, rectified)
-            place = site.name, site.operation.batch_norm
-            tools = coefficients.Tools(self._buffer, site.memo, site.store, place)
-            result = coefficients.coefficient(site.rule, op, x, z, c, known, tools, site.activation)
+            known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
+            place = use.name, use.operation.batch_norm
+            tools = coefficients.Tools(self._buffer, use.memo, use.store, place)
+            result = coefficients.coefficient(use.rule, op, x, z, c, known, tools, use.activation)
         if result is None:
-            if site.activation is not None:
-                c = activations.scaled(c, z, site.activation, 0.0)  # of what is 0 no matter
-            result = site.rule.coefficient(op, x, z, c)
-        site.release(self.retains)
+            if use.activation is not None:
+                c = activations.scaled(c, z, use.activation, 0.0)  # of what is 0 no matter
+            result = use.rule.coefficient(op, x, z, c)
+        use.release(self.retains)
         return result
 
     @property
@@ -200,9 +206,11 @@ class GradientForm(Interception):
         """Whether there may be another backward pass."""
         return self._scale != 1 or not self._is_last
 
-    def observed(self, observer: Observer, site: Site, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+    def observed(
+        self, observer: Observer, use: LayerUse, x: Tensor, z: Tensor, c: Tensor
+    ) -> Tensor:
         """Return the coefficient of ``x``, or the relevance, and tell the observer."""
-        rule, op, sent = site.rule, site.op, None
+        rule, op, sent = use.rule, use.op, None
         if rule.is_by_messages:
             sent = list(rule.messages(op, x, z, c, Division.COEFFICIENT))
             result = kernel.coefficient(sent, op, x)
@@ -217,7 +225,7 @@ class GradientForm(Interception):
         how = Division.COEFFICIENT
         observer.backward(
             Passage(
-                *(site.operation, (x,), z, c, (result,), how, above, below, site, sent),
+                *(use.operation, (x,), z, c, (result,), how, above, below, use, sent),
                 scale=self._scale,
             )
         )
@@ -225,14 +233,14 @@ class GradientForm(Interception):
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
-        site = self._layer_of(z)
-        return FactorStep.apply(z, slope, g, None, site)  # type: ignore[no-any-return]
+        use = self._layer_of(z)
+        return FactorStep.apply(z, slope, g, None, use)  # type: ignore[no-any-return]
 
-    def _layer_of(self, z: Tensor) -> Site | None:
+    def _layer_of(self, z: Tensor) -> LayerUse | None:
         """Return the layer whose output ``z`` is, if it can do the activation's step too."""
         plain = self.has_factors and self.optimize and self.observer is None
-        site = current_site(z) if plain and not self._probes else None
-        return site if site is not None and site.keeps_sign else None
+        use = layer_of(z) if plain and not self._probes else None
+        return use if use is not None and use.keeps_sign else None
 
     def activation_in_place(
         self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor], kept: Tensor
@@ -245,22 +253,30 @@ class GradientForm(Interception):
         out.grad_fn.version = out._version  # which autograd has raised once more
         return out  # type: ignore[no-any-return]
 
-    def as_activation(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def as_activation(self, call: TorchCall) -> Any:
         """Run a rectifier as an activation, in place where it is."""
-        x, options = first(args, kwargs), rest(kwargs)
-        further = args[1:]  # not args in a function that the graph keeps: see FactorStep
-        out = self.activation(x, 0.0, lambda z: func(z.clone(), *further, **options))
-        return x.copy_(out) if calls.writes(func, args, kwargs) else out
+        # not the call in a function that the graph keeps: see FactorStep
+        func, further, options = call.func, call.args[1:], call.options
+        out = self.activation(call.x, 0.0, lambda z: func(z.clone(), *further, **options))
+        return call.x.copy_(out) if call.writes else out
 
-    def following(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Follow | None:
+    def following(self, call: TorchCall) -> Follow | None:
         """Return what lets carriers follow an operation that reads inputs."""
-        return self._beside.following(func, args, kwargs)
+        return self._beside.following(call)
 
-    def carrier_of(self, site: Site) -> Tensor | None:
-        """Return what collects the relevance of an input beside it, None if ``site`` reads none."""
-        carrier = self._beside.of(site.x)
-        site.reads_input = carrier is not None
-        self.direct_uses.append(site)
+    def layer_use(self, *described: Any, **options: Any) -> LayerUse:
+        """Return the use of a layer under its rule, with what it may keep for other passes."""
+        use = super().layer_use(*described, **options)
+        use.store = self.store
+        if self.has_several and self.optimize:
+            use.memo = Memo(use.rules, self.turn)
+        return use
+
+    def carrier_of(self, use: LayerUse) -> Tensor | None:
+        """Return what collects the relevance of an input beside it, None if ``use`` reads none."""
+        carrier = self._beside.of(use.x)
+        use.reads_input = carrier is not None
+        self.direct_uses.append(use)
         return carrier
 
     # probes --------------------------------------------------------------------------------------
@@ -275,29 +291,30 @@ class GradientForm(Interception):
         with torch._C.DisableTorchFunction():
             return self._probes.leaving(name, output, output)
 
-    def on_merge(self, site: Site, call: Call) -> Tensor:
+    def serve_merged(self, use: LayerUse, compute: Compute) -> Tensor:
         """Probe a layer behind its batch norm, with which it is one layer."""
         if self.observer is not None:
-            self.observer.forget(site.operation)
-        out = super().on_merge(site, call)
-        for name in (site.name, site.operation.owner):
+            self.observer.forget(use.operation)
+        out = super().serve_merged(use, compute)
+        for name in (use.name, use.operation.owner):
             self._probes.watched(name, out, out)
         return out
 
-    def on_operands(
-        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
+    def on_arguments(self, operation: Operation, call: TorchCall) -> TorchCall:
         """Probe the arguments of an operation if asked to, unless its module does so."""
+        if not self._probes:
+            return call
         names = (operation.name, operation.owner) if operation.owner else (operation.name,)
-        modules, places = self.places.modules, self.places
-        operation.places = tuple(
-            n
-            for n in names
-            if n not in modules or (not places.is_running(n) and self._probes.want(n))
-        )
-        for name in operation.places:
-            args, kwargs = self._probes.entering(name, args, kwargs)
-        return args, kwargs
+        operation.probed = tuple(filter(self._is_probed_here, names))
+        for name in operation.probed:
+            args, kwargs = self._probes.entering(name, call.args, call.kwargs)
+            call = TorchCall(call.func, args, kwargs, call.data)
+        return call
+
+    def _is_probed_here(self, name: str) -> bool:
+        if name not in self.naming.modules:
+            return True
+        return not self.naming.is_running(name) and self._probes.want(name)
 
     def _list_unseen(self, t: Tensor, names: str) -> str:
         """List what has made a tensor, and probe that if asked to."""
@@ -307,7 +324,7 @@ class GradientForm(Interception):
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Probe the result of an operation if asked to, unless its module does so."""
-        for name in reversed(operation.places):
+        for name in reversed(operation.probed):
             output = self._probes.leaving(name, output, result)
         return output
 

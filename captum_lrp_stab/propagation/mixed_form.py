@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab.dispatch import treatments
-from captum_lrp_stab.dispatch.form import Call
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.form import Compute
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError, RuleError
-from captum_lrp_stab.operations import calls
+from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
 from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
 from captum_lrp_stab.propagation.relevance_form import observed_relevance, passing
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet
-from captum_lrp_stab.tensors import graph, marks, nested
+from captum_lrp_stab.tensors import graph, marks
+from captum_lrp_stab.tensors.graph import made
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 from captum_lrp_stab.tensors.step import Step
 
 
@@ -41,25 +43,25 @@ class Stretch:
     below: frozenset[int]  # what the input of these is made of
 
 
-def stretch_of(planned: Iterable[Operation], sites: Iterable[Site]) -> Stretch | None:
+def stretch_of(planned: Iterable[Operation], uses: Iterable[LayerUse]) -> Stretch | None:
     """Return the stretch below layers that read no input of the model, None if there are none.
 
     Args:
         planned: The operations of a pass, with their nodes of the graph.
-        sites: The layers of the pass whose rule is not proportional to their input.
+        uses: The layers of the pass whose rule is not proportional to their input.
 
     Raises:
         RuleError: An operation of the stretch has no LRP rule.
     """
-    deep = [site for site in sites if not site.reads_input]
+    deep = [use for use in uses if not use.reads_input]
     if not deep:
         return None
     below: set[int] = set()
-    for site in deep:
-        nodes = set(graph.graph(site.x))
+    for use in deep:
+        nodes = set(graph.graph(use.x))
         for function in graph.custom_functions(nodes):
             raise RuleError(
-                f"{_why(site)}, where the custom autograd function {function.__name__} has none; "
+                f"{_why(use)}, where the custom autograd function {function.__name__} has none; "
                 "move the rule to a layer below it, or take a proportional one such as EpsilonRule"
             )
         for operation in planned:
@@ -67,19 +69,19 @@ def stretch_of(planned: Iterable[Operation], sites: Iterable[Site]) -> Stretch |
                 continue
             if operation.fallback:
                 raise RuleError(
-                    f"{_why(site)}, where operation {operation.describe_fallback()} has no rule; "
+                    f"{_why(use)}, where operation {operation.describe_fallback()} has no rule; "
                     "move the rule to a layer below it, or take a proportional one such as "
                     "EpsilonRule"
                 )
             below |= operation.ordinals
-    direct = frozenset().union(*(site.operation.ordinals for site in sites))
+    direct = frozenset().union(*(use.operation.ordinals for use in uses))
     return Stretch(direct, frozenset(below))
 
 
-def _why(site: Site) -> str:
-    rule = next(rule for rule in site.rules if not rule.proportional)
+def _why(use: LayerUse) -> str:
+    rule = next(rule for rule in use.rules if not rule.proportional)
     return (
-        f"{type(rule).__name__} on layer '{site.name}': the rule gives relevance that is not "
+        f"{type(rule).__name__} on layer '{use.name}': the rule gives relevance that is not "
         "proportional to the layer's input, so what that input is made of runs in relevance form"
     )
 
@@ -132,33 +134,32 @@ class MixedForm(GradientForm):
         """Return ``x``, marked if it carries relevance as what it is made of does."""
         return _marked(x) if all(map(self.carries_relevance, operands)) else x
 
-    def carrier_of(self, site: Site) -> Tensor | None:
+    def carrier_of(self, use: LayerUse) -> Tensor | None:
         """Return None where relevance goes to the layer's input itself, what is beside it else."""
-        return None if self.carries_relevance(site.x) else self._beside.of(site.x)
+        return None if self.carries_relevance(use.x) else self._beside.of(use.x)
 
-    def on_operands(
-        self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
+    def on_arguments(self, operation: Operation, call: TorchCall) -> TorchCall:
         """Turn coefficients into relevance where an operation above reads what the stretch made.
 
         Raises:
             ModelError: It writes over what the stretch made.
         """
-        args, kwargs = super().on_operands(operation, func, args, kwargs)
+        call = super().on_arguments(operation, call)
         self._below = not operation.ordinals.isdisjoint(self._stretch.below)
         if self._below or not operation.ordinals.isdisjoint(self._stretch.direct):
-            return args, kwargs
-        tensors = list(nested.tensors_in(args, kwargs))
-        carrying = [self.carries_relevance(t) for t in tensors if graph.made(t)]
-        target = calls.written(func, args, kwargs)
-        if target is not None and graph.made(target) and self.carries_relevance(target):
+            return call
+        carrying = [self.carries_relevance(t) for t in call.tensors if made(t)]
+        target = call.target
+        if target is not None and made(target) and self.carries_relevance(target):
             raise ModelError(
                 f"operation '{operation.name}' writes in place over what a layer has read whose "
                 "rule is not proportional to its input; make the operation out of place"
             )
-        if treatments.of(func) in treatments.MOVING and all(carrying) and target is None:
+        if treatments.of(call.func) in treatments.MOVING and all(carrying) and target is None:
             self._below = True  # moved as it is; a copy would be no view
-            return args, kwargs
+            return call
+        if not any(carrying):
+            return call
 
         def change(t: Tensor) -> Tensor:
             if not self.carries_relevance(t):
@@ -167,40 +168,40 @@ class MixedForm(GradientForm):
             self.carry(t, copy)
             return copy
 
-        return nested.mapped(change, args), nested.mapped(change, kwargs)
+        return TorchCall(call.func, mapped(change, call.args), mapped(change, call.kwargs))
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Mark what the stretch makes."""
         if self._below:
-            for t in nested.tensors_in((result,), {}):
+            for t in tensors_in((result,), {}):
                 _marked(t)
         return super().on_result(operation, output, result)
 
-    def affine(self, site: Site, call: Call) -> Tensor:
+    def affine(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        known = self.carries_relevance(site.x) or self._beside.of(site.x) is not None
-        if not site.rule.proportional and not known:
+        known = self.carries_relevance(use.x) or self._beside.of(use.x) is not None
+        if not use.rule.proportional and not known:
             raise ModelError(
-                f"layer '{site.name}': its input is written in place through a view, so that it "
+                f"layer '{use.name}': its input is written in place through a view, so that it "
                 "cannot be followed below this rule; make that operation out of place"
             )
         if not self._below:
-            if site.rule.proportional and self.carries_relevance(site.x):  # of a merged layer
-                site = self.connected(replace(site, x=_from_coefficient(site.x)))
-            return super().affine(site, call)
+            if use.rule.proportional and self.carries_relevance(use.x):  # of a merged layer
+                use = self.cut_after(replace(use, x=_from_coefficient(use.x)))
+            return super().affine(use, compute)
         with torch.no_grad():
-            z = call()
-        x = site.x.detach()
+            z = compute()
+        x = use.x.detach()
 
         def backward(R: Tensor) -> tuple[Tensor]:
             if self.observer is None:
-                return (site.rule.relevance(site.op, x, z, R, protected=True),)
-            return (observed_relevance(self.observer, site, x, z, R, Division.PROTECTED),)
+                return (use.rule.relevance(use.op, x, z, R, protected=True),)
+            return (observed_relevance(self.observer, use, x, z, R, Division.PROTECTED),)
 
         if self.observer is not None:
-            self.observer.forward(site.operation, x, z, z)
-        out: Tensor = Step.apply(backward, z, site.x)
-        site.keep(z)
+            self.observer.forward(use.operation, x, z, z)
+        out: Tensor = Step.apply(backward, z, use.x)
+        use.keep(z)
         return _marked(out)
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
@@ -211,25 +212,22 @@ class MixedForm(GradientForm):
             y = g(z)
         return Step.apply(passing(z.detach(), y, slope), y, z)  # type: ignore[no-any-return]
 
-    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def rectifier(self, call: TorchCall) -> Any:
         """Run a ReLU or one of its kin, in the stretch with relevance passing as it is."""
-        if not self._below:
-            return super().rectifier(func, args, kwargs)
-        return self.as_activation(func, args, kwargs)
+        return self.as_activation(call) if self._below else super().rectifier(call)
 
-    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def mixing(self, operation: Operation, call: TorchCall) -> Any:
         """Run an operation that mixes its inputs, in the stretch between two changes of form."""
         if not self._below:
-            return super().mixing(operation, func, args, kwargs)
+            return super().mixing(operation, call)
 
         def change(t: Tensor) -> Tensor:
-            return _from_coefficient(t) if graph.made(t) else t
+            return _from_coefficient(t) if made(t) else t
 
-        plain = calls.out_of_place(func)
-        given = nested.mapped(change, args), nested.mapped(change, kwargs)
-        result = plain(*given[0], **given[1])
-        out = nested.mapped(lambda t: _to_coefficient(t) if graph.made(t) else t, result)
-        return out if plain is func else args[0].copy_(out)
+        args, kwargs = mapped(change, (call.args, call.kwargs))
+        result = out_of_place(call.func)(*args, **kwargs)
+        out = mapped(lambda t: _to_coefficient(t) if made(t) else t, result)
+        return call.args[0].copy_(out) if is_in_place(call.func) else out
 
 
 def _marked(t: Tensor) -> Tensor:

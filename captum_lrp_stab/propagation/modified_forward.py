@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.form import Call
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.form import Compute
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.observer import Observer, Passage
@@ -40,47 +40,47 @@ class ModifiedForward(GradientForm):
             (as_real(value) * as_real(carried)).sum(-1) if value.is_complex() else value * carried
         )
 
-    def carrier_of(self, site: Site) -> Tensor:
+    def carrier_of(self, use: LayerUse) -> Tensor:
         """Return what collects the relevance of an input beside it.
 
         Raises:
             RuleError: The layer does not read the model's input, moved or normalised.
         """
-        carrier = super().carrier_of(site)
+        carrier = super().carrier_of(use)
         if carrier is None:
             raise RuleError(
-                f"{type(site.rule).__name__} on layer '{site.name}': the rule gives relevance "
+                f"{type(use.rule).__name__} on layer '{use.name}': the rule gives relevance "
                 "that is not proportional to the layer's input, so in this form it serves layers "
                 "that read the model's input, moved or normalised; use the gradient form, or a "
                 "proportional rule such as EpsilonRule"
             )
         return carrier
 
-    def affine(self, site: Site, call: Call) -> Tensor:
+    def affine(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the modified output."""
-        carrier = None if site.rule.proportional else self.carrier_of(site)
-        watch = None if self.observer is None else _Watch(self, self.observer, site)
-        x = site.x if watch is None else watch.entering()
+        carrier = None if use.rule.proportional else self.carrier_of(use)
+        watch = None if self.observer is None else _Watch(self, self.observer, use)
+        x = use.x if watch is None else watch.entering()
         with torch.no_grad():
-            # not call(): with a batch norm merged it would run on a layer modified already
-            z = site.op.apply(x, site.op.weight, site.op.bias)
+            # not compute(): with a batch norm merged it would run on a layer modified already
+            z = use.op.apply(x, use.op.weight, use.op.bias)
         total: Tensor | None = None
-        for group in site.rule.groups(site.op, x.detach()):
-            d = _denominators(group, site, x, carrier, watch)
+        for group in use.rule.groups(use.op, x.detach()):
+            d = _denominators(group, use, x, carrier, watch)
             with torch.no_grad():
-                s = kernel.stabilized(group, site.op, x, d.detach(), site.rule.stabilize)
+                s = kernel.stabilized(group, use.op, x, d.detach(), use.rule.stabilize)
             part = group.share * d * (z / s)
             if group.outputs is not Part.ALL:
                 selected = z > 0 if group.outputs is Part.POSITIVE else z < 0
                 part = torch.where(selected, part, torch.zeros_like(part))
             total = part if total is None else total + part
         assert total is not None  # a rule has at least one group
-        site.keep(total)
+        use.keep(total)
         return total if watch is None else watch.leaving(z, total)
 
 
 def _denominators(
-    group: Group, site: Site, x: Tensor, carrier: Tensor | None, watch: "_Watch | None"
+    group: Group, use: LayerUse, x: Tensor, carrier: Tensor | None, watch: "_Watch | None"
 ) -> Tensor:
     """Return the group's denominators, connected to x, or to what collects its relevance."""
     total: Tensor | None = None
@@ -92,7 +92,7 @@ def _denominators(
             if watch is not None:
                 watch.terms += 1
             source = Step.apply(weighted, constant, carrier)
-        d = term.sign * site.op.apply(source, term.weight, term.bias)
+        d = term.sign * use.op.apply(source, term.weight, term.bias)
         total = d if total is None else total + d
     assert total is not None  # a group has at least one term
     return total
@@ -108,10 +108,10 @@ def _weighted(constant: Tensor, watch: "_Watch | None", gradient: Tensor) -> tup
 class _Watch:
     """Lets an observer see what the backward pass carries into and out of one layer."""
 
-    def __init__(self, form: ModifiedForward, observer: Observer, site: Site) -> None:
+    def __init__(self, form: ModifiedForward, observer: Observer, use: LayerUse) -> None:
         self.beside: Tensor | None = None  # relevance that goes beside the input
         self.terms = 0  # of the rule, whose relevance does
-        self._form, self._observer, self._site = form, observer, site
+        self._form, self._observer, self._site = form, observer, use
         self._upstream: Tensor | None = None
 
     def entering(self) -> Tensor:
@@ -140,10 +140,10 @@ class _Watch:
 
     def _hand_down(self, downstream: Tensor) -> tuple[Tensor]:
         assert self._upstream is not None
-        site, how = self._site, Division.REWRITTEN
-        sent = site.rule.messages(site.op, self._x, self._z, self._upstream, how)
+        use, how = self._site, Division.REWRITTEN
+        sent = use.rule.messages(use.op, self._x, self._z, self._upstream, how)
         passage = Passage(
-            site.operation,
+            use.operation,
             (self._x,),
             self._output,
             self._upstream,
@@ -151,7 +151,7 @@ class _Watch:
             how,
             self._form.relevance_of,
             self._below,
-            site,
+            use,
             list(sent),
             self._z,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.rules.kernel import Division, Sent
 
@@ -32,7 +32,7 @@ class Passage:
     division: Division
     above: Callable[[Tensor, Tensor], Tensor]  # from output and upstream to relevance
     below: Callable[[Tensor, Tensor], Tensor]  # from an input and its downstream to relevance
-    site: Site | None = None  # None for an operation without a rule that divides all the same
+    site: LayerUse | None = None  # None for an operation without a rule that divides all the same
     messages: Sequence[Sent] | None = None  # of the rule; None if it has a backward pass of its own
     pre_activation: Tensor | None = None  # None: the output
     stabilized: Tensor | None = None  # of an operation without a rule

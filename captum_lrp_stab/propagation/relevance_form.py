@@ -17,19 +17,21 @@ import torch
 from torch import Tensor, nn
 
 import captum_lrp_stab.stabilizers as stabilizers
-from captum_lrp_stab.dispatch.form import Call
-from captum_lrp_stab.dispatch.layer_use import Site
+from captum_lrp_stab.dispatch.form import Compute
+from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import activations, calls
+from captum_lrp_stab.operations import activations
+from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
 from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
 from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
 from captum_lrp_stab.rules import kernel
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Identity, StabilizerLike
-from captum_lrp_stab.tensors import graph, nested
+from captum_lrp_stab.tensors import graph
 from captum_lrp_stab.tensors.complex_values import as_real, like, total
+from captum_lrp_stab.tensors.nested import mapped, tensors_in
 from captum_lrp_stab.tensors.step import Backward, Step
 
 
@@ -71,22 +73,22 @@ class RelevanceForm(GradientForm):
             if operation.fallback and operation.reached:
                 self._refuse(operation, operation.fallback)
 
-    def affine(self, site: Site, call: Call) -> Tensor:
+    def affine(self, use: LayerUse, compute: Compute) -> Tensor:
         """Return the layer's output with its rule as backward pass."""
-        x = site.x.detach().clone()  # the model may write over its own
+        x = use.x.detach().clone()  # the model may write over its own
         with torch.no_grad():
-            z = call()
-        site.keep(z)
+            z = compute()
+        use.keep(z)
 
         def backward(R: Tensor) -> tuple[Tensor]:
             if self.observer is None:
-                return (site.rule.relevance(site.op, x, z, R),)
-            return (observed_relevance(self.observer, site, x, z, R, Division.BARE),)
+                return (use.rule.relevance(use.op, x, z, R),)
+            return (observed_relevance(self.observer, use, x, z, R, Division.BARE),)
 
         if self.observer is not None:
-            self.observer.forward(site.operation, x, z, z)
-        carrier = None if site.rule.proportional else self._beside.of(site.x)
-        below = site.x if carrier is None else carrier
+            self.observer.forward(use.operation, x, z, z)
+        carrier = None if use.rule.proportional else self._beside.of(use.x)
+        below = use.x if carrier is None else carrier
         return Step.apply(backward, z, below)  # type: ignore[no-any-return]
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
@@ -95,21 +97,20 @@ class RelevanceForm(GradientForm):
             y = g(z)
         return Step.apply(passing(z.detach(), y, slope), y, z)  # type: ignore[no-any-return]
 
-    def mixing(self, operation: Operation, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def mixing(self, operation: Operation, call: TorchCall) -> Any:
         """Return the output of an operation without a rule: ``x * VJP(R / s(z))`` for each x."""
-        if kwargs.get("out") is not None:
+        if call.kwargs.get("out") is not None:
             self._refuse(operation, "it writes to 'out'")
-        given = nested.tensors_in(args, kwargs)
-        inputs = {id(t): t for t in given if self.depends_on_input(t)}
+        inputs = {id(t): t for t in call.tensors if self.depends_on_input(t)}
         values = {key: t.detach().clone() for key, t in inputs.items()}
 
         def stand_in(t: Tensor) -> Tensor:
             return values[id(t)] if id(t) in values else t.detach()
 
         # not the arguments themselves: where one is written to it would hold its own graph
-        standing = nested.mapped(stand_in, args), nested.mapped(stand_in, kwargs)
+        standing = mapped(stand_in, (call.args, call.kwargs))
         points = {id(v): as_real(v).detach().requires_grad_() for v in values.values()}
-        plain = calls.out_of_place(func)
+        plain, in_place = out_of_place(call.func), is_in_place(call.func)
 
         def run(others: Mapping[int, Tensor]) -> Any:
             """Return the result with others in the place of the points."""
@@ -118,16 +119,13 @@ class RelevanceForm(GradientForm):
                 return like(others[id(t)], t) if id(t) in others else t
 
             with torch.enable_grad():
-                return plain(
-                    *nested.mapped(change, standing[0]),
-                    **nested.mapped(change, standing[1]),
-                )
+                args, kwargs = mapped(change, standing)
+                return plain(*args, **kwargs)
 
         given_back = run(points)
-        if not any(
-            t.requires_grad for t in nested.tensors_in((given_back,), {})
-        ):  # a surrogate holds all of them constant
-            return given_back if plain is func else args[0].copy_(given_back)
+        # a surrogate may hold all of them constant
+        if not any(t.requires_grad for t in tensors_in((given_back,), {})):
+            return call.args[0].copy_(given_back) if in_place else given_back
         result = self._one_of(given_back, operation)
         z, values_of_z = as_real(result), result.detach()
         nodes = graph.graph(z)
@@ -170,21 +168,21 @@ class RelevanceForm(GradientForm):
             return tuple(like(r, kind) for r, kind in zip(results, kinds, strict=True))
 
         out = Step.apply(backward, values_of_z, *inputs.values())
-        if plain is not func:
-            return args[0].copy_(out)
-        return nested.mapped(lambda t: out if t is result else t, given_back)
+        if in_place:
+            return call.args[0].copy_(out)
+        return mapped(lambda t: out if t is result else t, given_back)
 
     def _one_of(self, given_back: Any, operation: Operation) -> Tensor:
         """Return the one result that depends on the input, beside such as indices."""
-        found = nested.tensors_in((given_back,), {})
+        found = tensors_in((given_back,), {})
         results = [t for t in found if t.is_floating_point() or t.is_complex()]
         if len(results) != 1:
             self._refuse(operation, "it gives several results")
         return results[0]
 
-    def rectifier(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def rectifier(self, call: TorchCall) -> Any:
         """Return a ReLU, or one of its kin; relevance passes unchanged."""
-        return self.as_activation(func, args, kwargs)
+        return self.as_activation(call)
 
     def _refuse(self, operation: Operation, reason: str) -> None:
         raise ModelError(
@@ -195,17 +193,17 @@ class RelevanceForm(GradientForm):
 
 
 def observed_relevance(
-    observer: Observer, site: Site, x: Tensor, z: Tensor, R: Tensor, division: Division
+    observer: Observer, use: LayerUse, x: Tensor, z: Tensor, R: Tensor, division: Division
 ) -> Tensor:
     """Return the relevance of ``x``, and tell an observer."""
-    rule, op, sent = site.rule, site.op, None
+    rule, op, sent = use.rule, use.op, None
     if rule.is_by_messages:
         sent = list(rule.messages(op, x, z, R, division))
         result = kernel.relevance(sent, op, x)
     else:
         result = rule.relevance(op, x, z, R, division is Division.PROTECTED)
     observer.backward(
-        Passage(site.operation, (x,), z, R, (result,), division, as_it_is, as_it_is, site, sent)
+        Passage(use.operation, (x,), z, R, (result,), division, as_it_is, as_it_is, use, sent)
     )
     return result
 

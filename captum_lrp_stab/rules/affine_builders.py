@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import captum_lrp_stab.types as types
+from captum_lrp_stab.operations.linearized import batch_norm_scale
 from captum_lrp_stab.rules.affine import (
     Affine,
     AveragePool,
@@ -175,10 +176,8 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Affine:
     assert running_mean is not None and running_var is not None
+    scale = batch_norm_scale(running_var, weight, eps)
     with torch.no_grad():
-        scale = torch.rsqrt(running_var + eps)
-        if weight is not None:
-            scale = scale * weight
         if bias is None:
             return Scale(scale, -running_mean * scale)
         return Scale(scale, torch.addcmul(bias, running_mean, scale, value=-1))

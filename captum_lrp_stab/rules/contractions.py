@@ -10,16 +10,13 @@ and for the result, which name their dimensions.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.operations import calls
-from captum_lrp_stab.operations.calls import argument
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations.calls import TorchCall, out_of_place
 from captum_lrp_stab.rules.affine import Affine, Contraction, Dense, Grouped
-from captum_lrp_stab.tensors.nested import tensors_in
 
 Dims = tuple[int, ...]
 
@@ -36,56 +33,50 @@ class Product(NamedTuple):
     ends: Dims | None = None  # of groups of rows of the first factor, with a matrix each
 
 
-def product_of(func: Callable[..., Any], args: Any, kwargs: Any) -> Product | None:
+def product_of(call: TorchCall) -> Product | None:
     """Return the product that a call computes; None if it is of a kind that is not known."""
-    read = _READERS.get(canonical_name(func))
-    if read is None or calls.writes(func, args, kwargs):
+    read = _READERS.get(call.name)
+    if read is None or call.writes:
         return None
     try:
-        return read(args, kwargs)
+        return read(call)
     except (IndexError, KeyError, TypeError, ValueError):  # torch's to refuse
         return None
 
 
-class Known(Protocol):
-    """What is known of the tensors of a pass."""
-
-    def depends_on_input(self, t: Tensor) -> bool:
-        """Return whether a tensor depends on the model's input."""
-
-    def is_weights(self, t: Tensor) -> bool:
-        """Return whether a tensor is a parameter of the model, or made of parameters."""
+IsWeights = Callable[[Tensor], bool]
+"""Whether a tensor is a parameter of the model, or made of parameters."""
 
 
-def is_layer(func: Callable[..., Any], args: Any, kwargs: Any, known: Known) -> bool:
+def is_layer(call: TorchCall, is_weights: IsWeights) -> bool:
     """Return whether a call is a linear layer."""
-    product = _with_weights(func, args, kwargs, known)
+    product = _with_weights(call, is_weights)
     if product is None:
         return False
-    return product.summand is None or not known.depends_on_input(product.summand)
+    return product.summand is None or not call.is_data(product.summand)
 
 
-def apart(
-    func: Callable[..., Any], args: Any, kwargs: Any, known: Known
-) -> Callable[..., Tensor] | None:
+def apart(call: TorchCall, is_weights: IsWeights) -> Callable[..., Tensor] | None:
     """Return a layer and what else a call does in operations of their own.
 
     None where a call is no layer, or nothing else. ``torch.addmm(x, y, w)`` with data ``x`` and
     ``y`` is a layer and a sum, and ``z.addmm_(y, w)`` writes as well.
     """
-    plain = calls.out_of_place(func)
-    product = _with_weights(plain, args, kwargs, known)
+    func, plain = call.func, out_of_place(call.func)
+    product = _with_weights(TorchCall(plain, call.args, call.kwargs, call.data), is_weights)
     if product is None or product.summand is None:
         return None
     if plain is not func:
         return lambda target, *args, **kwargs: target.copy_(plain(target, *args, **kwargs))
-    if not product.beta or not known.depends_on_input(product.summand):
+    if not product.beta or not call.is_data(product.summand):
         return None
 
+    name = call.name
+
     def separate(*args: Any, **kwargs: Any) -> Tensor:
-        parts = product_of(func, args, kwargs)
+        parts = product_of(TorchCall(func, args, kwargs))
         assert parts is not None and parts.summand is not None
-        multiply = _WITHOUT_SUMMAND[canonical_name(func)]
+        multiply = _WITHOUT_SUMMAND[name]
         summand = parts.summand if parts.beta == 1 else parts.beta * parts.summand
         return torch.add(summand, multiply(*parts.factors), alpha=parts.alpha)
 
@@ -100,32 +91,30 @@ _WITHOUT_SUMMAND: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _with_weights(func: Callable[..., Any], args: Any, kwargs: Any, known: Known) -> Product | None:
+def _with_weights(call: TorchCall, is_weights: IsWeights) -> Product | None:
     """Return the product of a call if it is one of data with weights, which sums over the data."""
-    if canonical_name(func) not in _READERS:
+    if not call.kind.contracts:
         return None
-    tensors = tensors_in(args, kwargs)
-    if len({t.is_complex() for t in tensors}) > 1 or not any(map(known.is_weights, tensors)):
+    tensors = call.tensors
+    if len({t.is_complex() for t in tensors}) > 1 or not any(map(is_weights, tensors)):
         return None
-    product = product_of(func, args, kwargs)
+    product = product_of(call)
     if product is None:
         return None
-    is_factor = [known.depends_on_input(t) for t in product.factors]
+    is_factor = [call.is_data(t) for t in product.factors]
     others = [t for t, factor in zip(product.factors, is_factor, strict=True) if not factor]
-    if sum(is_factor) != 1 or not all(map(known.is_weights, others)):
+    if sum(is_factor) != 1 or not all(map(is_weights, others)):
         return None
     if product.ends is not None and not is_factor[0]:
         return None  # each weight in one of several matrices
     return None if {*product.dims[is_factor.index(True)]} <= {*product.result} else product
 
 
-def of_call(
-    func: Callable[..., Any], args: Any, kwargs: Any, is_data: Callable[[Tensor], bool]
-) -> tuple[Affine, Tensor]:
+def of_call(call: TorchCall) -> tuple[Affine, Tensor]:
     """Return the map of a layer, and its input."""
-    product = product_of(func, args, kwargs)
+    product = product_of(call)
     assert product is not None  # is_layer has been asked
-    index = [is_data(t) for t in product.factors].index(True)
+    index = [call.is_data(t) for t in product.factors].index(True)
     x, dims = product.factors[index], product.dims[index]
     if product.ends is not None:
         ends = (0, *product.ends, len(x))
@@ -171,8 +160,8 @@ def _vector(bias: Tensor, size: int) -> Tensor | None:
 # from a call to its product ----------------------------------------------------------------------
 
 
-def _matmul(args: Any, kwargs: Any) -> Product:
-    a, b = argument(args, kwargs, 0, "input"), _second(args, kwargs)
+def _matmul(call: TorchCall) -> Product:
+    a, b = call.argument(0, "input"), _second(call)
     return Product((a, b), *_matrices(a.dim(), b.dim()))
 
 
@@ -186,52 +175,50 @@ def _matrices(a: int, b: int) -> tuple[Sequence[Dims], Dims]:
     return (left, right), result
 
 
-def _second(args: Any, kwargs: Any) -> Any:
-    names = {"other", "mat2", "vec", "vec2", "tensor"} & kwargs.keys()
-    return args[1] if len(args) > 1 else kwargs[names.pop()]
+def _second(call: TorchCall) -> Any:
+    names = {"other", "mat2", "vec", "vec2", "tensor"} & call.kwargs.keys()
+    return call.args[1] if len(call.args) > 1 else call.kwargs[names.pop()]
 
 
-def _rmatmul(args: Any, kwargs: Any) -> Product:
-    return _matmul((args[1], args[0]), {})
+def _rmatmul(call: TorchCall) -> Product:
+    return _matmul(TorchCall(call.func, (call.args[1], call.args[0]), {}))
 
 
-def _inner(args: Any, kwargs: Any) -> Product:
-    a, b = args[0], _second(args, kwargs)
+def _inner(call: TorchCall) -> Product:
+    a, b = call.args[0], _second(call)
     first, second = tuple(range(1, a.dim())), tuple(range(a.dim(), a.dim() + b.dim() - 1))
     return Product((a, b), ((*first, 0), (*second, 0)), (*first, *second))
 
 
-def _vecdot(args: Any, kwargs: Any) -> Product:
-    a, b = args[0], args[1]
-    if kwargs.get("dim", -1) != -1:
+def _vecdot(call: TorchCall) -> Product:
+    a, b = call.args[0], call.args[1]
+    if call.kwargs.get("dim", -1) != -1:
         raise ValueError
     n = max(a.dim(), b.dim())
     dims = tuple(range(n))
     return Product((a, b), (dims[n - a.dim() :], dims[n - b.dim() :]), dims[:-1])
 
 
-def _added(names: tuple[str, str], sums_batch: bool = False) -> Callable[[Any, Any], Product]:
+def _added(names: tuple[str, str], sums_batch: bool = False) -> Callable[[TorchCall], Product]:
     """Return the reader of a product of two with a summand, such as addmm."""
 
-    def read(args: Any, kwargs: Any) -> Product:
-        summand, a, b = (
-            argument(args, kwargs, i, name) for i, name in enumerate(("input", *names))
-        )
+    def read(call: TorchCall) -> Product:
+        summand, a, b = (call.argument(i, name) for i, name in enumerate(("input", *names)))
         dims, result = _matrices(a.dim(), b.dim())
         result = result[1:] if sums_batch else result
-        beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
+        beta, alpha = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1)
         return Product((a, b), dims, result, summand, alpha, beta)
 
     return read
 
 
-def _einsum(args: Any, kwargs: Any) -> Product:
-    if isinstance(args[0], str):
-        inputs, arrow, output = args[0].replace(" ", "").replace("...", ".").partition("->")
-        factors = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+def _einsum(call: TorchCall) -> Product:
+    if isinstance(call.args[0], str):
+        inputs, arrow, output = call.args[0].replace(" ", "").replace("...", ".").partition("->")
+        factors = call.args[1] if isinstance(call.args[1], (list, tuple)) else call.args[1:]
         return _from_subscripts(factors, inputs.split(","), output if arrow else None)
-    pairs = args[: len(args) // 2 * 2]
-    result = None if len(pairs) == len(args) else _dotted(args[-1])
+    pairs = call.args[: len(call.args) // 2 * 2]
+    result = None if len(pairs) == len(call.args) else _dotted(call.args[-1])
     return _from_subscripts(pairs[::2], list(map(_dotted, pairs[1::2])), result)
 
 
@@ -261,9 +248,9 @@ def _from_subscripts(
     return Product(factors, each, dims(result, len(dots)))
 
 
-def _tensordot(args: Any, kwargs: Any) -> Product:
-    a, b = argument(args, kwargs, 0, "a"), argument(args, kwargs, 1, "b")
-    summed = argument(args, kwargs, 2, "dims")
+def _tensordot(call: TorchCall) -> Product:
+    a, b = call.argument(0, "a"), call.argument(1, "b")
+    summed = call.argument(2, "dims")
     summed = 2 if summed is None else summed.tolist() if isinstance(summed, Tensor) else summed
     if isinstance(summed, int):
         summed = list(range(a.dim() - summed, a.dim())), list(range(summed))
@@ -276,32 +263,32 @@ def _tensordot(args: Any, kwargs: Any) -> Product:
     return Product((a, b), (tuple(dims[0]), tuple(dims[1])), tuple(result))
 
 
-def _grouped(args: Any, kwargs: Any) -> Product:
-    a, b = argument(args, kwargs, 0, "mat_a"), argument(args, kwargs, 1, "mat_b")
-    ends = argument(args, kwargs, 2, "offs")
-    if kwargs.get("bias") is not None or b.dim() != 3 or (a.dim() == 2) != (ends is not None):
+def _grouped(call: TorchCall) -> Product:
+    a, b = call.argument(0, "mat_a"), call.argument(1, "mat_b")
+    ends = call.argument(2, "offs")
+    if call.kwargs.get("bias") is not None or b.dim() != 3 or (a.dim() == 2) != (ends is not None):
         raise ValueError
     if ends is None:
         return Product((a, b), *_matrices(3, 3))
     return Product((a, b), ((0, 1), (2, 1, 3)), (0, 3), ends=tuple(ends.tolist()))
 
 
-def _bilinear(args: Any, kwargs: Any) -> Product:
+def _bilinear(call: TorchCall) -> Product:
     names = ("input1", "input2", "weight", "bias")
-    a, b, weight, bias = (argument(args, kwargs, i, name) for i, name in enumerate(names))
+    a, b, weight, bias = (call.argument(i, name) for i, name in enumerate(names))
     batch = tuple(range(3, 2 + a.dim()))
     return Product((a, b, weight), ((*batch, 0), (*batch, 1), (2, 0, 1)), (*batch, 2), bias)
 
 
-def _chain(args: Any, kwargs: Any) -> Product:
-    factors = args[0] if isinstance(args[0], (list, tuple)) else args
+def _chain(call: TorchCall) -> Product:
+    factors = call.args[0] if isinstance(call.args[0], (list, tuple)) else call.args
     dims: list[Dims] = [(i, i + 1) for i in range(len(factors))]
     dims[0] = dims[0][2 - factors[0].dim() :]
     dims[-1] = dims[-1][: factors[-1].dim()]
     return Product(factors, dims, tuple(d for d in (0, len(factors)) if d in (*dims[0], *dims[-1])))
 
 
-_READERS: dict[str, Callable[[Any, Any], Product]] = {
+_READERS: dict[str, Callable[[TorchCall], Product]] = {
     "addbmm": _added(("batch1", "batch2"), sums_batch=True),
     "addmm": _added(("mat1", "mat2")),
     "addmv": _added(("mat", "vec")),
@@ -322,5 +309,3 @@ _READERS: dict[str, Callable[[Any, Any], Product]] = {
     "vdot": _matmul,
     "vecdot": _vecdot,
 }
-NAMES = frozenset(_READERS)
-"""Canonical names of the products that can be layers."""

@@ -6,28 +6,22 @@ is a weighted sum of elements of what depends on the input, and of constants, wh
 name, or on the module that runs it; else it gets LRP-0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.operations.calls import argument
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations.calls import TorchCall
+from captum_lrp_stab.operations.table import names_of
 from captum_lrp_stab.rules.affine import Sum
-from captum_lrp_stab.tensors.nested import tensors_in
 
-IsData = Callable[[Tensor], bool]
-
-_ADDING = frozenset("add sub subtract rsub".split())
-_SCALING = frozenset("mul multiply rmul div divide true_divide truediv".split())
-_NEGATING = frozenset("neg negative".split())
-_REDUCING = frozenset("mean sum".split())
-_JOINING = frozenset(
-    "cat column_stack concat concatenate dstack hstack row_stack stack vstack".split()
+NAMES = names_of("joins") | frozenset(
+    """
+    add div divide mean mul multiply neg negative rmul rsub sub subtract sum true_divide truediv
+    """.split()
 )
-NAMES = _ADDING | _SCALING | _NEGATING | _REDUCING | _JOINING
 """Canonical names of the operations that can be sums."""
 
 
@@ -53,35 +47,32 @@ Bias = Tensor | float | None
 """The constants of a sum, together."""
 
 
-def serving(func: Callable[..., Any], args: Any, kwargs: Any, is_data: IsData) -> Serving:
+def serving(call: TorchCall) -> Serving:
     """Return as what an operation would be served."""
-    name = canonical_name(func)
-    if name not in NAMES or kwargs.get("out") is not None:
+    if call.name not in NAMES or call.kwargs.get("out") is not None:
         return Serving.NOTHING
-    tensors = tensors_in(args, kwargs)
-    if any(t.is_complex() for t in tensors):
+    if any(t.is_complex() for t in call.tensors):
         return Serving.NOTHING
-    if name in _SCALING:
-        first, second = (isinstance(v, Tensor) and is_data(v) for v in _operands(args, kwargs))
-        if first == second or (second and "mul" not in name) or kwargs.get("rounding_mode"):
+    if call.kind.product or call.kind.quotient:
+        first, second = map(call.is_data, _operands(call))
+        multiplies = call.kind.product
+        if first == second or (second and not multiplies) or call.kwargs.get("rounding_mode"):
             return Serving.NOTHING
-    return Serving.JOINED if name in _JOINING else Serving.SUMS
+    return Serving.JOINED if call.kind.joins else Serving.SUMS
 
 
-def of_call(
-    func: Callable[..., Any], args: Any, kwargs: Any, is_data: IsData
-) -> tuple[list[Terms], Bias]:
+def of_call(call: TorchCall) -> tuple[list[Terms], Bias]:
     """Return the terms of a sum, and its constants."""
-    name = canonical_name(func)
-    if name in _REDUCING:
-        return [_reduced(name, args, kwargs)], None
-    first, second = _operands(args, kwargs)
-    alpha = kwargs.get("alpha", 1)
+    name, is_data = call.name, call.is_data
+    if name in ("mean", "sum"):
+        return [_reduced(call)], None
+    first, second = _operands(call)
+    alpha = call.kwargs.get("alpha", 1)
     operands: list[tuple[Any, Any]]
-    if name in _ADDING:
+    if call.kind.adds:
         signs = {"rsub": (-alpha, 1), "add": (1, alpha)}.get(name, (1, -alpha))
         operands = list(zip((first, second), signs, strict=True))
-    elif name in _NEGATING:
+    elif name in ("neg", "negative"):
         operands = [(first, -1)]
     elif isinstance(first, Tensor) and is_data(first):
         operands = [(first, second if "mul" in name else 1 / second)]
@@ -137,8 +128,8 @@ def _broadcast(shapes: Sequence[torch.Size]) -> torch.Size:
     return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _operands(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return argument(args, kwargs, 0, "input"), argument(args, kwargs, 1, "other")
+def _operands(call: TorchCall) -> tuple[Any, Any]:
+    return call.argument(0, "input"), call.argument(1, "other")
 
 
 def _row(t: Tensor, shape: Sequence[int]) -> Tensor:
@@ -146,15 +137,17 @@ def _row(t: Tensor, shape: Sequence[int]) -> Tensor:
     return t.reshape(1, *(1,) * (len(shape) - t.dim()), *t.shape)
 
 
-def _reduced(name: str, args: Any, kwargs: Any) -> Terms:
-    x = argument(args, kwargs, 0, "input")
-    given = argument(args, kwargs, 1, "dim")
-    given = kwargs.get("axis") if given is None else given
+def _reduced(call: TorchCall) -> Terms:
+    x = call.argument(0, "input")
+    given = call.argument(1, "dim")
+    given = call.kwargs.get("axis") if given is None else given
     dims = range(x.dim()) if given is None or given == () else given
     dims = sorted({d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)})
-    kept = bool(argument(args, kwargs, 2, "keepdim"))
+    kept = bool(call.argument(2, "keepdim"))
     rest = [d for d in range(x.dim()) if d not in dims]
     shape = [x.shape[d] if d in rest else 1 for d in range(x.dim()) if kept or d in rest]
     rows = x.permute(*dims, *rest).reshape(-1, *shape)
-    weight = torch.ones((), dtype=x.dtype, device=x.device) / (len(rows) if name == "mean" else 1)
+    weight = torch.ones((), dtype=x.dtype, device=x.device) / (
+        len(rows) if call.name == "mean" else 1
+    )
     return Terms(rows, _row(weight, shape), x, reduces=True)

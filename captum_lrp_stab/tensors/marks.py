@@ -2,7 +2,7 @@
 
 A mark is kept with the tensor's version: a write makes it stale, and it says nothing any more.
 
-- ``site``: the rule-bearing layer whose output it is (``sites``).
+- ``layer``: the use of a layer whose output it is (``layer_use``).
 - ``padded``: what it is a padding of (``treatments.layers``).
 - ``gate``, ``shift``: what it is in a product (``gates``).
 - ``nonnegative``: it has no negative element (``signs``).

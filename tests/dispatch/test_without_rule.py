@@ -1,21 +1,17 @@
 """What is linear or selects is LRP-0 exactly, in whatever function of torch it is written."""
 
-import warnings
 from collections.abc import Callable
-from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import rnn
-from torch.overrides import get_overridable_functions
 from torchvision import ops
 from torchvision.models import get_model
 
 from captum_lrp_stab import LRP, EpsilonRule, FlatRule, plan, presets
 from captum_lrp_stab.errors import FallbackError, ModelError
-from captum_lrp_stab.operations import activations, table
 from captum_lrp_stab.propagation.attribution import propagate
 from captum_lrp_stab.propagation.forms import form_of
 from captum_lrp_stab.rules.rule_set import RuleSet
@@ -301,21 +297,3 @@ def test_quantized_modules_are_refused() -> None:
 
 
 # the lists ---------------------------------------------------------------------------------------
-
-
-def test_the_lists_name_functions_and_each_once() -> None:
-    lists = (
-        *(table.MOVING, table.SELECTING, table.MIXING, table.HOMOGENEOUS),
-        *(table.PRODUCTS, table.QUOTIENTS, table.LINEAR_IN_ONE.keys()),
-        *(table.REDUCING.keys(), activations.ACTIVATIONS, activations.LINEAR_SIDES),
-    )
-    for one, other in combinations(lists, 2):
-        assert not one & other
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        overridable = [f for fs in get_overridable_functions().values() for f in fs]
-    functions = [f for f in overridable if getattr(f, "__self__", None).__class__ is not property]
-    known = {table.canonical_name(f) for f in functions}
-    spaces = (Tensor, torch, F, torch._C._nn, torch.ops.aten, torch.ops.torchvision)
-    known |= {name.strip("_") for space in spaces for name in dir(space)}
-    assert frozenset().union(*lists) - known <= {"sparse_mm"}  # of torch.sparse

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_stab import LRP, LayerFilter, plan, presets, types
+from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.rules.affine import Affine, Dense, Grouped
 from captum_lrp_stab.rules.contractions import apart, is_layer, of_call
 from tests.helpers.layers import RULES, STABILIZERS, relative_error
@@ -25,17 +26,17 @@ def weights(*shape: int) -> Tensor:
     return nn.Parameter(data(*shape))
 
 
-class Known:
+def is_weights(t: Tensor) -> bool:
     """Parameters are weights, everything else is data."""
-
-    def depends_on_input(self, t: Tensor) -> bool:
-        return not isinstance(t, nn.Parameter)
-
-    def is_weights(self, t: Tensor) -> bool:
-        return isinstance(t, nn.Parameter)
+    return isinstance(t, nn.Parameter)
 
 
-KNOWN = Known()
+def called(func: Callable[..., Any], args: Any, kwargs: Any) -> TorchCall:
+    call = TorchCall(func, args, kwargs)
+    call.data = tuple(t for t in call.tensors if not is_weights(t))
+    return call
+
+
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 CALLS: dict[str, Call] = {
     "mm": (torch.mm, (data(3, 4), weights(4, 5)), {}),
@@ -97,8 +98,8 @@ DENSE = {"mm", "matmul, a batch", "addmm", "einsum", "einsum, dots", "inner", "m
 @pytest.mark.parametrize("name", CALLS)
 def test_the_map_computes_what_the_call_does(name: str) -> None:
     func, args, kwargs = CALLS[name]
-    assert is_layer(func, args, kwargs, KNOWN)
-    op, x = of_call(func, args, kwargs, KNOWN.depends_on_input)
+    assert is_layer(called(func, args, kwargs), is_weights)
+    op, x = of_call(called(func, args, kwargs))
     if name in DENSE:
         assert isinstance(op, Dense)
     z = func(*args, **kwargs).detach()
@@ -128,7 +129,7 @@ NO_LAYERS: dict[str, Call] = {
 
 @pytest.mark.parametrize("name", NO_LAYERS)
 def test_what_is_no_layer(name: str) -> None:
-    assert not is_layer(*NO_LAYERS[name], KNOWN)
+    assert not is_layer(called(*NO_LAYERS[name]), is_weights)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +145,10 @@ def test_what_is_no_layer(name: str) -> None:
 def test_a_residual_is_a_layer_and_a_sum(func: Callable[..., Tensor], shapes: Any) -> None:
     *given, last = shapes
     args, kwargs = (*(data(*shape) for shape in given), weights(*last)), {"beta": 3, "alpha": 0.5}
-    separate = apart(func, args, kwargs, KNOWN)
+    separate = apart(called(func, args, kwargs), is_weights)
     assert separate is not None
     torch.testing.assert_close(separate(*args, **kwargs), func(*args, **kwargs))
-    assert apart(func, args, {"beta": 0}, KNOWN) is None
+    assert apart(called(func, args, {"beta": 0}), is_weights) is None
 
 
 # as layers of a network --------------------------------------------------------------------------
