@@ -29,7 +29,7 @@ from captum_lrp_stab.errors import (
 from captum_lrp_stab.fast import parameter_cache
 from captum_lrp_stab.ledger import nonfinite as diagnosing
 from captum_lrp_stab.propagation import checkpointing, checks
-from captum_lrp_stab.propagation.attribution import Propagation, propagate, propagate_many
+from captum_lrp_stab.propagation.attribution import Pass, Propagation, propagate_many
 from captum_lrp_stab.propagation.batching import Batch, Piece, Run, in_pieces
 from captum_lrp_stab.propagation.checkpointing import SegmentedForm
 from captum_lrp_stab.propagation.checks import as_tuple, coarsest_dtype
@@ -176,21 +176,20 @@ class Explainer:
             verbose: Print which rule each layer gets.
         """
         chosen = tuple(rule_sets) or (self.current_rules(),)
-        found = propagate_many(
+        segmented = partial(SegmentedForm, checkpoint=self.checkpoint)
+        one = Pass(
             self.model,
             inputs,
-            targets,
             additional_forward_args,
-            rule_sets=chosen,
+            chosen,
+            form=segmented if self.checkpoint else GradientForm,
             strict=self.strict,
-            skips_head=self.skip_output_activation,
+            skip_output_activation=self.skip_output_activation,
             probes=probes,
-            form=partial(SegmentedForm, checkpoint=self.checkpoint)
-            if self.checkpoint
-            else GradientForm,
             optimize=self.optimize,
             store=self._store if self.optimize else None,
         )
+        found = propagate_many(one, targets)
         if verbose:
             for operation in (o for o in found[0].operations if o.rule is not None):
                 print(f"Applied {operation.rule} on layer {operation.name}")
@@ -199,7 +198,8 @@ class Explainer:
         turns = ((rule_set, target) for rule_set in chosen for target in targets)
         for (rule_set, target), done in zip(turns, found, strict=True):
             if self.nonfinite != "ignore" and not done.is_finite:
-                self._report(inputs, target, additional_forward_args, rule_set, done)
+                alone = replace(one, rule_sets=(rule_set,), form=GradientForm, store=None)
+                self._report(replace(alone, optimize=True), target, done)
         return found
 
     def _warn_of_fallbacks(self, found: Iterable[Propagation]) -> None:
@@ -217,26 +217,21 @@ class Explainer:
             message = plain_gradients.warning_of_head(head)
             warnings.warn(message, OutputWarning, stacklevel=_level_outside())
 
-    def _report(
-        self, inputs: Any, target: Any, extra: Any, rule_set: RuleSet, done: Propagation
-    ) -> None:
-        """Warn that relevance is not finite, or raise, naming the layer where that begins."""
+    def _report(self, one: Pass, target: Any, done: Propagation) -> None:
+        """Warn that relevance is not finite, or raise, naming the layer where that begins.
+
+        Args:
+            one: The pass, under the one set of rules.
+            target: Whose relevance it is.
+            done: The result.
+        """
 
         def run(observer: Observer | None, probes: tuple[Probe, ...]) -> Propagation:
-            return propagate(
-                self.model,
-                inputs,
-                target,
-                extra,
-                rule_set=rule_set,
-                strict=self.strict,
-                skips_head=self.skip_output_activation,
-                probes=probes,
-                observer=observer,
-            )
+            (again,) = propagate_many(replace(one, observer=observer, probes=probes), (target,))
+            return again
 
         checks.check_parameters(self.model)
-        dtype = coarsest_dtype(self.model, as_tuple(inputs))
+        dtype = coarsest_dtype(self.model, as_tuple(one.inputs))
         origin = diagnosing.nonfinite_origin(run, done.operations, dtype)
         message = f"the relevance is not finite: {diagnosing.in_words(origin, dtype)}"
         if self.nonfinite == "raise":

@@ -14,6 +14,7 @@ from captum_lrp_stab.assignment.rules_of_model import Rules, rule_set_of
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.propagation.attribution import (
+    Pass,
     Propagation,
     operations_of,
     propagate,
@@ -159,29 +160,29 @@ def _converted(t: Tensor, dtype: torch.dtype) -> Tensor:
     return nn.Parameter(copied, t.requires_grad) if isinstance(t, nn.Parameter) else copied
 
 
-def run_each(subjects: Sequence[Subject], **options: Any) -> list[Propagation]:
+def run_each(
+    subjects: Sequence[Subject],
+    after: Callable[[Propagation], None] | None = None,
+    **options: Any,
+) -> list[Propagation]:
     """Run subjects that differ in their rules and forms alone, after one forward pass for all.
 
     Those in another form than the gradient form have a forward pass each.
 
     Args:
         subjects: What to run.
-        options: Of :func:`captum_lrp_stab.propagation.attribution_many`.
+        after: See :func:`~captum_lrp_stab.propagation.attribution.propagate_many`.
+        **options: Of :class:`~captum_lrp_stab.propagation.attribution.Pass`.
     """
     first = subjects[0]
     shared = all(subject.form is GradientForm for subject in subjects)
     groups = [subjects] if shared else [[subject] for subject in subjects]
     done: list[Propagation] = []
     for group in groups:
-        done += propagate_many(
-            first.model,
-            first.inputs,
-            [first.target],
-            first.additional_forward_args,
-            rule_sets=[subject.rule_set() for subject in group],
-            form=group[0].form,
-            **options,
-        )
+        rule_sets = tuple(subject.rule_set() for subject in group)
+        given = first.model, first.inputs, first.additional_forward_args, rule_sets
+        one = Pass(*given, form=group[0].form, **options)
+        done += propagate_many(one, [first.target], after)
     return done
 
 

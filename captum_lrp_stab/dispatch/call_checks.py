@@ -16,13 +16,16 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def check_call(call: TorchCall, naming: Naming, is_data: Callable[[Tensor], bool]) -> None:
+def check_call(
+    call: TorchCall, naming: Naming, is_data: Callable[[Tensor], bool], transformed: bool
+) -> None:
     """Raise ModelError for an operation that relevance cannot be followed through.
 
     Args:
         call: A call of the model's.
         naming: Which module is running.
         is_data: Whether a tensor depends on the model's input.
+        transformed: Whether a transformation of torch.func is running.
 
     Raises:
         ModelError: The operation is random, runs under torch.func on what depends on the input, or
@@ -30,7 +33,7 @@ def check_call(call: TorchCall, naming: Naming, is_data: Callable[[Tensor], bool
     """
     if call.kind.random or call.kwargs.get("dropout_p"):
         check_randomness(call, naming)
-    if is_transformed() and any(map(is_data, map(_unwrapped, call.tensors))):
+    if transformed and any(map(is_data, map(_unwrapped, call.tensors))):
         raise ModelError(
             "the model uses torch.func (vmap, grad, ...), whose operations cannot be followed; "
             "write them out for the batch"

@@ -64,9 +64,12 @@ def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
     Returns:
         Nothing if a layer has part in one of them.
     """
-    known = [(t, marks.get(t, "input")) for t in data]
-    if any(holds is None for _, holds in known):
-        return []
+    known = []
+    for t in data:
+        holds = marks.get(t, "input")
+        if holds is None:
+            return []
+        known.append((t, holds))
     bases = [t._base for t in data if t._is_view() and t._base is not None]
     known += [(base, marks.get(base, "input")) for base in bases]
     return [(t, holds) for t, holds in known if holds is not None]

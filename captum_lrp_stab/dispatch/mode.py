@@ -108,10 +108,11 @@ class Interception(TorchFunctionMode, Form):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
         call = TorchCall(treatments.of_operator(func), args, kwargs or {})
-        check_call(call, self.naming, self.depends_on_input)
+        transformed = is_transformed()
+        check_call(call, self.naming, self.depends_on_input, transformed)
         if call.kind.fact:
             return self._fact(call)
-        if is_transformed():  # such as a mask, of what is constant
+        if transformed:  # such as a mask, of what is constant
             return call.run()
         given = [t for t in call.tensors if t.requires_grad]
         count_readers(given)

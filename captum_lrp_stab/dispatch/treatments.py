@@ -23,7 +23,7 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.dispatch.sums import ruled_sum
 from captum_lrp_stab.operations import activations, decompositions, linearized
 from captum_lrp_stab.operations.calls import TorchCall
-from captum_lrp_stab.operations.table import kind_of
+from captum_lrp_stab.operations.table import cached, kind_of
 from captum_lrp_stab.rules import affine_builders
 from captum_lrp_stab.rules.sums import Serving
 
@@ -46,19 +46,20 @@ def of(func: Function, served: Serving = Serving.NOTHING) -> Treat | None:
         func: The function.
         served: A layer; or what it is to a rule that is set on it, or on the module that runs it.
     """
-    if Serving.NOTHING < served < Serving.LAYERS:
-        return ruled_sum
-    if served is Serving.LAYERS and func not in affine_builders.BUILDERS:
-        return contraction
-    known = _BY_FUNCTION.get(func)
-    if known is None:
-        kind = kind_of(func)
-        known = _BY_NAME.get(kind.name)
-        if known is None:
-            known = next(
-                (treat for trait, treat in _BY_TRAIT.items() if getattr(kind, trait)), None
-            )
-    return known
+    if served is not Serving.NOTHING:
+        if served is not Serving.LAYERS:
+            return ruled_sum
+        if func not in affine_builders.BUILDERS:
+            return contraction
+    return _of_function(func)[0]
+
+
+@cached
+def _of_function(func: Function) -> tuple[Treat | None]:
+    kind = kind_of(func)
+    known = _BY_FUNCTION.get(func) or _BY_NAME.get(kind.name)
+    by_trait = (treat for trait, treat in _BY_TRAIT.items() if getattr(kind, trait))
+    return (known or next(by_trait, None),)
 
 
 _DROPOUTS = (
@@ -113,6 +114,7 @@ _BY_OPERATOR: dict[str, Function] = {
 """From an operator of aten to the function of torch's that it is, where more than a name counts."""
 
 
+@cached
 def of_operator(func: Function) -> Function:
     """Return torch's own function if ``func`` is its operator, as exported models call them.
 

@@ -4,7 +4,7 @@
 The operation is then a use of that layer, whose rule it has and whose relevance is its.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,13 +35,19 @@ class Owners:
         layer = types.of_function(kind)
         if layer is None:
             return None
-        if self._names is None:
-            self._names = self._listed()
         for t in tensors:
-            for name in self._names.get(_key(t), ()) if t.numel() else ():
+            for name in self._owners_of(t):
                 if isinstance(self._modules[name], layer):
                     return name
         return None
+
+    def _owners_of(self, t: Tensor) -> Sequence[str]:
+        made = t.requires_grad and not isinstance(t, nn.Parameter)
+        if made and not isinstance(t._base, nn.Parameter):
+            return ()  # of data, or of several parameters
+        if self._names is None:
+            self._names = self._listed()
+        return self._names.get(_key(t), ()) if t.numel() else ()
 
     def _listed(self) -> dict[Key, list[str]]:
         names: dict[Key, list[str]] = {}

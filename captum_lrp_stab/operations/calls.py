@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_stab.operations.table import Kind, kind_of
+from captum_lrp_stab.operations.table import Kind, cached, kind_of
 from captum_lrp_stab.tensors.nested import tensors_in
 
 if TYPE_CHECKING:
@@ -32,23 +32,21 @@ class TorchCall:
         data: Those of the tensors among them that depend on the model's input.
     """
 
-    def __init__(self, func: Callable[..., Any], args: Any, kwargs: Any, data: Any = ()) -> None:
+    kind: Kind  # what is known of the function
+    name: str  # its canonical name
+    tensors: list[Tensor]  # among the arguments, in order, also those in lists, tuples and dicts
+    gates: Gates  # what is known of the data, from before it runs
+
+    def __init__(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, data: Sequence[Tensor] = ()
+    ) -> None:
         self.func = func
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] = kwargs
-        self.kind: Kind = kind_of(func)
-        self.data: tuple[Tensor, ...] = tuple(data)
-        self.gates: Gates  # what is known of the data, from before it runs
-
-    @property
-    def name(self) -> str:
-        """The canonical name of the function."""
-        return self.kind.name
-
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, in order, also those in lists, tuples and dicts."""
-        return tensors_in(self.args, self.kwargs)
+        self.data = data
+        self.kind = kind_of(func)
+        self.name = self.kind.name
+        self.tensors = tensors_in(args, kwargs)
 
     @property
     def x(self) -> Tensor:
@@ -78,7 +76,7 @@ class TorchCall:
         """Return whether one of several arguments depends on the model's input."""
         return any(map(self.is_data, values))
 
-    @cached_property
+    @property
     def writes(self) -> bool:
         """Whether it writes to a tensor it is given, its first argument or ``out``."""
         if is_in_place(self.func) or self.kwargs.get("inplace"):
@@ -115,6 +113,7 @@ class TorchCall:
         return call
 
 
+@cached
 def is_in_place(func: Callable[..., Any]) -> bool:
     """Return whether a function writes to its first argument, whatever the others are."""
     given = func.__name__
@@ -123,6 +122,7 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     return given in (f"__i{kind_of(func).name}__", "__setitem__")
 
 
+@cached
 def out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that computes what an in-place ``func`` writes, or ``func`` itself."""
     if not is_in_place(func):

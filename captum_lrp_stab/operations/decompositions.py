@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import flex_attention
-from captum_lrp_stab.operations.table import canonical_name
+from captum_lrp_stab.operations.table import cached, canonical_name
 
 
 def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -171,8 +171,17 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
 """From a torch function to the same in single operations."""
 
 
+@cached
+def _known(func: Callable[..., Any]) -> tuple[Callable[..., Any] | None]:
+    return (_written_out(func),)
+
+
 def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return a torch function in single operations, None if it is not known so."""
+    return _known(func)[0]
+
+
+def _written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if isinstance(func, torch._ops.HigherOrderOperator) and func.__name__ == "flex_attention":
         return flex_attention.attention
     known = WRITTEN_OUT.get(func)

@@ -9,10 +9,12 @@ and it is listed as a fallback.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +196,28 @@ _OPERATORS = names_of("mixes", "product", "quotient", "power")
 """Operations that Python's operators call, some of them in place."""
 
 
+_MOST = 4096
+"""Functions of which answers are cached: more than torch has."""
+
+
+def cached(ask: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
+    """Decorate a question about a torch function, so that it is answered once for each."""
+    known: dict[Callable[..., Any], T] = {}
+
+    @wraps(ask)
+    def answer(func: Callable[..., Any]) -> T:
+        found = known.get(func)
+        if found is None:
+            found = ask(func)
+            # not of a function made in a call, which refers to tensors
+            if getattr(func, "__closure__", None) is None and len(known) < _MOST:
+                known[func] = found
+        return found
+
+    return answer
+
+
+@cached
 def kind_of(func: Callable[..., Any]) -> Kind:
     """Return what is known of a torch function.
 
@@ -202,10 +226,8 @@ def kind_of(func: Callable[..., Any]) -> Kind:
         >>> kind_of(torch.Tensor.add_) is kind_of(torch.Tensor.__radd__)
         True
     """
-    # not of a function made in a call: the cache would keep it, and the tensors it refers to
-    if getattr(func, "__closure__", None) is not None:
-        return _kind_of(func)
-    return _cached_kind(func)
+    name = _name_of(func)
+    return KINDS.get(name) or Kind(name)
 
 
 def canonical_name(func: Callable[..., Any]) -> str:
@@ -217,14 +239,6 @@ def canonical_name(func: Callable[..., Any]) -> str:
         ('add', 'rsub')
     """
     return kind_of(func).name
-
-
-def _kind_of(func: Callable[..., Any]) -> Kind:
-    name = _name_of(func)
-    return KINDS.get(name) or Kind(name)
-
-
-_cached_kind = lru_cache(4096)(_kind_of)
 
 
 def _name_of(func: Callable[..., Any]) -> str:

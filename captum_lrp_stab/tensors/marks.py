@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+_NONE: dict[str, tuple[Any, int]] = {}
+
 
 def put(t: Tensor, name: str, value: Any) -> None:
     """Mark a tensor."""
@@ -26,7 +28,7 @@ def put(t: Tensor, name: str, value: Any) -> None:
 
 def get(t: Tensor, name: str) -> Any:
     """Return the value of a mark, None if there is none or it is stale."""
-    mark = getattr(t, "_lrp_marks", {}).get(name)
+    mark = getattr(t, "_lrp_marks", _NONE).get(name)
     # one made in inference mode has no version, and no marks
     return mark[0] if mark is not None and mark[1] == t._version else None
 
