@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_stab import LRP, EpsilonRule, FlatRule, GammaRule, presets
-from captum_lrp_stab.dispatch import mode as seeing
 from captum_lrp_stab.errors import RuleError, RuleMapError
 from captum_lrp_stab.fast import factor_cache
+from captum_lrp_stab.propagation import gradient_form as seeing
 from tests.helpers.networks import Residual, build, cnn
 from tests.helpers.several import Several, state
 

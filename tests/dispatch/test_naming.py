@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from captum_lrp_stab.assignment.layer_filter import layers_of
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -18,7 +19,6 @@ from captum_lrp_stab import (
     presets,
     types,
 )
-from captum_lrp_stab.assignment.layer_filter import layers_of
 from captum_lrp_stab.errors import LayerFilterError, ModelError, RuleError, RuleMapError
 from tests.helpers.functional import Functional, Modules
 from tests.helpers.gradients import gradient_x_activation
