@@ -158,5 +158,5 @@ def test_what_is_kept_does_not_grow_with_the_sets_of_rules(monkeypatch) -> None:
         made.clear()
         rules = [[(["0", "3"], GammaRule, {"gamma": 0.1 * k})] for k in range(1, count + 1)]
         LRP(build(cnn)).attribute_many(IMAGES, [0, 1], rules=rules)
-        sizes.append(sum(t.numel() for memo in made for t in factor_cache.kept.values()))
+        sizes.append(sum(t.numel() for memo in made for t in memo.kept.values()))
     assert 0 < sizes[1] <= 2 * sizes[0]
