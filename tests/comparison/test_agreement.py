@@ -25,7 +25,7 @@ from tests.helpers.random_maps import (
     spoilt,
 )
 
-LAWS = settings(deadline=None, max_examples=60)
+LAWS = settings(deadline=None, max_examples=30)
 
 
 # Oracles ----------------------------------------------------------------------------------------

@@ -21,7 +21,12 @@ from tests.helpers.faults import (
 # Plantings --------------------------------------------------------------------------------------
 
 
-seeds = pytest.mark.parametrize("seed", range(50))
+FEW = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 16, 18, 24, 27, 28, 48)  # of every kind: see below
+
+
+seeds = pytest.mark.parametrize(
+    "seed", [*FEW, *(pytest.param(s, marks=pytest.mark.slow) for s in range(50) if s not in FEW)]
+)
 
 
 @seeds
@@ -51,10 +56,10 @@ def test_a_fault_below_rounding_is_none(seed: int) -> None:
 
 def test_the_plantings_are_of_every_kind() -> None:
     """What chance left out would be missing from the tests above without a word."""
-    plantings = [planted(seed) for seed in range(50)]
+    plantings = [planted(seed) for seed in FEW]
     assert {p.network for p in plantings} == NETWORKS.keys()
     assert {p.fault for p in plantings} == FAULTS.keys()
     rules = {rule for p in plantings for (name,), rule, _ in p.rules if name == p.layer}
     assert rules == {rule for rule, _ in RULES + FIRST}
-    assert sum(len(p.references()) == 2 for p in plantings) >= 20
-    assert sum(p.inputs.dtype == torch.float32 for p in plantings) >= 10
+    assert sum(len(p.references()) == 2 for p in plantings) >= 8
+    assert sum(p.inputs.dtype == torch.float32 for p in plantings) >= 4

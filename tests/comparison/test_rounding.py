@@ -8,7 +8,6 @@ import pytest
 import torch
 from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from captum_lrp_stab import LRP, EpsilonRule, GammaRule, ZBoxRule, compare
 from captum_lrp_stab.stabilizers import Identity
@@ -31,7 +30,7 @@ from tests.helpers.known_cases import (
     rules,
     stack,
 )
-from tests.helpers.networks import build
+from tests.helpers.networks import build, resnet10
 
 # Rounding, and what is not finite ---------------------------------------------------------------
 
@@ -163,9 +162,9 @@ def test_nan_on_our_side_only_is_a_difference() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_resnet18_without_any_rules_under_captum(dtype: torch.dtype) -> None:
+def test_a_resnet_without_any_rules_under_captum(dtype: torch.dtype) -> None:
     """Captum's epsilon at the average pool comes before the first addition."""
-    model = build(lambda: resnet18(num_classes=4), 0, dtype)
+    model = build(resnet10, 0, dtype)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert_known(compare(model, x, TARGET, None, "captum"), (DEFAULTS, DOUBLED))
 

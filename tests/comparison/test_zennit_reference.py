@@ -4,6 +4,7 @@ Where the two differ, the difference is named, and gone once it is removed from 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 from captum_lrp_stab import compare, presets
 from captum_lrp_stab.comparison.zennit_reference import ZennitReference
-from tests.helpers.networks import build, gradient_x_input
+from tests.helpers.networks import build, gradient_x_input, narrow, resnet10
 from tests.helpers.zennit_version import LEAVES_EPS, leaving_eps
 
 LOW, HIGH, TARGET = -2.2, 2.7, 3
@@ -30,6 +31,8 @@ PRESETS: dict[str, tuple[Callable[..., Any], dict[str, float]]] = {
     "EpsilonGammaBox": (presets.epsilon_gamma_box, BOX),
 }
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
+    "narrow alexnet": (partial(narrow, torchvision.models.alexnet, 16), []),
+    "resnet10": (resnet10, [ResNetCanonizer]),
     "alexnet": (torchvision.models.alexnet, []),
     "resnet18": (torchvision.models.resnet18, [ResNetCanonizer]),
     "vgg16": (torchvision.models.vgg16, []),
@@ -37,23 +40,28 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
 }
 MERGED, SUMS = "eps of merged batch norms", "stabilizer at additions"
 IF_LEFT = (MERGED,) if LEAVES_EPS else ()
-EXPECTED: dict[str, tuple[str, ...]] = {"resnet18": (*IF_LEFT, SUMS), "vgg11_bn": IF_LEFT}
+EXPECTED: dict[str, tuple[str, ...]] = {
+    "resnet10": (*IF_LEFT, SUMS),
+    "resnet18": (*IF_LEFT, SUMS),
+    "vgg11_bn": IF_LEFT,
+}
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def cases() -> Iterator[Any]:
-    """All of them; the large networks are slow, and all presets but one of ResNet-18."""
+    """All of them; only a few on the smallest networks are not slow."""
+    fast = {"narrow alexnet": ["EpsilonAlpha2Beta1", "EpsilonGammaBox"]}
+    fast["resnet10"] = ["EpsilonPlusFlat"]
     for model in MODELS:
         for name in PRESETS:
-            is_slow = model.startswith("vgg") or (
-                name != "EpsilonPlusFlat" and (model, name) != ("alexnet", "EpsilonGammaBox")
-            )
-            marks = [pytest.mark.slow] if is_slow else []
+            is_fast = name in fast.get(model, ())
+            marks = [] if is_fast else [pytest.mark.slow]
             yield pytest.param(model, name, marks=marks, id=f"{model}-{name}")
 
 
-def picture(dtype: torch.dtype) -> Tensor:
-    uniform = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def picture(dtype: torch.dtype, model: str = "resnet10") -> Tensor:
+    side = 32 if model == "resnet10" else 64
+    uniform = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     return (LOW + (HIGH - LOW) * uniform).to(dtype)
 
 
@@ -77,7 +85,7 @@ def test_preset_is_zennits_composite(model_name: str, name: str) -> None:
         expected = EXPECTED.get(model_name, ())
         if dtype == torch.float32 and not LEAVES_EPS:
             expected = ()  # what is left is below rounding
-        model, x = build(MODELS[model_name][0], dtype=dtype), picture(dtype)
+        model, x = build(MODELS[model_name][0], dtype=dtype), picture(dtype, model_name)
         done = compare(model, x, TARGET, preset, composite(name, model_name))
         assert tuple(d.name for d in done.differences) == expected
         assert done.verdict == ("known difference" if expected else "equal")
@@ -85,7 +93,7 @@ def test_preset_is_zennits_composite(model_name: str, name: str) -> None:
             assert done.overall.relative_l2 > bound
             done = compare(model, x, TARGET, preset, without_differences(name, model_name))
             assert done.verdict in ("equal", "rounding")
-        if dtype == torch.float64 or model_name in ("alexnet", "vgg16"):
+        if dtype == torch.float64 or model_name not in EXPECTED:
             assert done.overall.relative_l2 <= bound
 
 
@@ -93,7 +101,7 @@ def test_preset_is_zennits_composite(model_name: str, name: str) -> None:
 def test_preset_translated_to_zennit(model_name: str, name: str) -> None:
     """The composite made of our rules leaves the additions alone."""
     make, parameters = PRESETS[name]
-    model, x = build(MODELS[model_name][0]), picture(torch.float64)
+    model, x = build(MODELS[model_name][0]), picture(torch.float64, model_name)
     done = compare(model, x, TARGET, make(**parameters), "zennit")
     merges = MERGED in EXPECTED.get(model_name, ())
     assert [d.name for d in done.differences] == [MERGED] * merges
@@ -103,9 +111,9 @@ def test_preset_translated_to_zennit(model_name: str, name: str) -> None:
 
 
 @leaving_eps
-def test_who_is_right_on_resnet18() -> None:
+def test_who_is_right_on_a_residual_network() -> None:
     """LRP-0 of a ReLU network is gradient x input: ours is, zennit's only without eps."""
-    model, x = build(torchvision.models.resnet18), picture(torch.float64)
+    model, x = build(resnet10), picture(torch.float64)
     names = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     tiny = presets.ZeroRule, {"stabilizer": lambda z: torch.where(z == 0, 1e-30, z)}
     rules = [(names, *tiny)]

@@ -1,8 +1,12 @@
 """Small networks for the tests, each with something that trips LRP implementations up."""
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -91,6 +95,22 @@ def cnn(activation: nn.Module | None = None, inplace: bool = False) -> nn.Module
         nn.Conv2d(5, 6, 1),
         nn.Flatten(),
     )
+
+
+def resnet10() -> nn.Module:
+    """ResNet-18 with one block for two: the smallest of its kind that zennit knows."""
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+
+
+def narrow(make: Callable[[], nn.Module], units: int = 256) -> nn.Module:
+    """A VGG or AlexNet of few units in its classifier: up to 0.8 GB of weights less."""
+    model = make()
+    first = next(m for m in model.classifier if isinstance(m, nn.Linear))
+    sizes = iter(pairwise((first.in_features, units, units, 10)))
+    for index, layer in enumerate(model.classifier):
+        if isinstance(layer, nn.Linear):
+            model.classifier[index] = nn.Linear(*next(sizes))
+    return model
 
 
 def gradient_x_input(model: nn.Module, x: Tensor, target: int) -> Tensor:

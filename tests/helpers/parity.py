@@ -34,7 +34,7 @@ from captum_lrp_stab.comparison import Comparison
 from captum_lrp_stab.comparison.known_differences import KNOWN
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.images import reading
-from tests.helpers.networks import build
+from tests.helpers.networks import build, narrow
 
 REFERENCES = ("zennit", "captum", "captum_driver", "float64", "modified_forward")
 LOW, HIGH = -3.0, 3.0
@@ -83,15 +83,6 @@ def randomly(make: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, int, flo
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
     return build(make), LOW + (HIGH - LOW) * x, TARGET, LOW, HIGH
-
-
-def narrow(make: Callable[[], nn.Module]) -> nn.Module:
-    """A VGG whose classifier has 256 units for 4096: 0.8 GB of weights less to go through."""
-    model = make()
-    model.classifier = nn.Sequential(
-        nn.Linear(25088, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 256), nn.ReLU(), nn.Dropout()
-    ).append(nn.Linear(256, 10))
-    return model
 
 
 def really(name: str, step: int = 1) -> tuple[nn.Module, Tensor, int, Tensor, Tensor]:
