@@ -1,8 +1,6 @@
 """The command ``captum-lrp-stab diagnose``: its verdict, report, advice and exit statuses."""
 
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.helpers.commands import command, failed
+from tests.helpers.commands import TINY, command, failed
 from tests.helpers.repository import DATA
 
-SMALL = ("--model", "squeezenet1_1", "--weights", "none", "--rules", "epsilon_plus")
+SMALL = (*TINY, "--rules", "epsilon_plus")
 NETWORK = ("--model", "resnet18", "--weights", "none", "--rules", "epsilon", "--no-advice")
 CONSTANT = DATA / "constant_areas.png"
 
@@ -39,15 +37,10 @@ class Sources(HTMLParser):
         self.found += [v for name, v in attrs if name in ("src", "href") and v]
 
 
-def test_a_real_network_offline_is_stable(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-m", "captum_lrp_stab.cli", "diagnose"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_real_network_offline_is_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command("diagnose")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert "espresso" in done.stdout and "stable" in done.stdout
     folder = tmp_path / "lrp-diagnosis"
     content = json.loads((folder / "report.json").read_text())
@@ -61,7 +54,7 @@ def test_a_real_network_offline_is_stable(tmp_path: Path) -> None:
 
 def test_a_division_by_0_is_told_and_mended(out: Path) -> None:
     arguments = ("--rules", "zero", "--stabilizer", "none", "--form", "relevance")
-    result, content = diagnosed(out, CONSTANT, *SMALL[:4], *arguments)
+    result, content = diagnosed(out, CONSTANT, *TINY, *arguments)
     assert result.exit_code == 1
     assert content["verdict"] == "not finite"
     assert content["cause"]["kind"] == "exact zero"
@@ -78,7 +71,7 @@ def test_a_division_by_0_is_told_and_mended(out: Path) -> None:
 
 def test_a_stabilizer_with_a_pole_is_told(out: Path) -> None:
     arguments = ("--stabilizer", "quadratic-mean:0.1", "--form", "modified-forward", "--no-advice")
-    result, content = diagnosed(out, *arguments)
+    result, content = diagnosed(out, *TINY, *arguments)
     assert result.exit_code == 1
     assert (content["verdict"], content["cause"]["kind"]) == ("unstable", "pole")
     assert content["advice"] is None

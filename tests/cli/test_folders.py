@@ -6,22 +6,21 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.commands import command
+from tests.helpers.commands import TINY, command
 
-_SQUEEZENET = ("--model", "squeezenet1_1", "--weights", "none")
 _PADDED = ("--model", "efficientnet_lite0", "--weights", "none")
 # what is found out after the folder has been made, because it takes a network
 FAILURES: dict[str, tuple[str, ...]] = {
-    "compare target": ("compare", *_SQUEEZENET, "--target", "1000"),
+    "compare target": ("compare", *TINY, "--target", "1000"),
     "compare reference": ("compare", *_PADDED, "--reference", "captum"),
     "compare model": ("compare", "--model", "resnet19"),
     "compare weights": ("compare", "--weights", "nothing.pth"),
-    "diagnose target": ("diagnose", *_SQUEEZENET, "--target", "1000"),
+    "diagnose target": ("diagnose", *TINY, "--target", "1000"),
     "diagnose model": ("diagnose", *_PADDED, "--form", "stock"),
-    "diagnose rules": ("diagnose", *_SQUEEZENET, "--rules", "espilon"),
-    "investigate target": ("investigate", *_SQUEEZENET, "--target", "1000"),
+    "diagnose rules": ("diagnose", *TINY, "--rules", "espilon"),
+    "investigate target": ("investigate", *TINY, "--target", "1000"),
     "investigate weights": ("investigate", "--weights", "nothing.pth"),
-    "study target": ("investigate", "pictures", *_SQUEEZENET, "--target", "1000"),
+    "study target": ("investigate", "pictures", *TINY, "--target", "1000"),
     "study model": ("investigate", "pictures", "--model", "resnet19"),
 }
 
@@ -74,12 +73,12 @@ def test_nor_by_a_defect_or_an_interruption(
 
 
 def test_a_folder_that_can_be_made_in_part(here: Path) -> None:
-    result = command("diagnose", *_SQUEEZENET, "--out", f"part/{'x' * 300}")
+    result = command("diagnose", *TINY, "--out", f"part/{'x' * 300}")
     assert result.exit_code == 2 and "cannot make the folder" in result.stderr
     assert not (here / "part").exists()
 
 
 def test_a_report_is_kept_whatever_it_finds(here: Path) -> None:
-    options = (*_SQUEEZENET, "--stabilizer", "none", "--form", "relevance", "--no-advice", "-q")
+    options = (*TINY, "--stabilizer", "none", "--form", "relevance", "--no-advice", "-q")
     assert command("diagnose", *options, "--rules", "epsilon").exit_code in (0, 1)
     assert (here / "lrp-diagnosis" / "report.json").exists()

@@ -16,9 +16,11 @@ from PIL import Image
 from torchvision.models import squeezenet1_1
 
 from captum_lrp_stab import __version__, zoo
-from tests.helpers.commands import command, failed
+from tests.helpers.commands import TINY, command, failed
+from tests.helpers.repository import DATA
+from tests.helpers.study_folders import noise
 
-SMALL = ("--model", "squeezenet1_1", "--weights", "none", "--stabilizer", "signed")
+SMALL = (*TINY, "--stabilizer", "signed")
 
 
 @pytest.fixture
@@ -64,16 +66,8 @@ def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert patches > 100 * runs["signed:0.1"]["pixels"]["peak_over_median"]
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "captum_lrp_stab.cli", "investigate", "nothing.png"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: nothing.png does not exist; give the path of an image file\n"
+def test_a_picture_that_does_not_exist() -> None:
+    failed(command("investigate", "nothing.png"), "nothing.png does not exist; give the path")
 
 
 def test_every_option_at_once(tmp_path: Path, out: Path) -> None:
@@ -141,7 +135,7 @@ def test_bad_pictures(tmp_path: Path, out: Path) -> None:
         (("--form", "grad"), ("'grad'", "modified-forward")),
         (("--dtype", "int8"), ("'int8'", "float64")),
         (("--target", "1000"), ("target 1000 is out of range", "0 to 999")),
-        (("--weights", "nothing.pth"), ("nothing.pth does not exist",)),
+        (("--model", "alexnet", "--weights", "nothing.pth"), ("nothing.pth does not exist",)),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -163,15 +157,6 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     result = command("investigate", "--model", "resnet18", "--out", out)
     failed(result, "resnet18-f37072fd.pth", "--weights", "--weights none")
-
-
-def test_a_model_with_gates_in_relevance_form(out: Path) -> None:
-    result = command(
-        *("investigate", "--model", "mobilenet_v3_small", "--weights", "none"),
-        *("--form", "relevance", "--stabilizer", "signed", "--out", out),
-    )
-    assert result.exit_code == 0, result.output
-    assert content(out)["settings"]["fallbacks"] == []
 
 
 def test_a_folder_that_cannot_be_made_is_found_at_once(tmp_path: Path) -> None:
@@ -203,12 +188,9 @@ def test_version_and_no_command() -> None:
     assert "investigate" in command().output
 
 
-def test_a_score_that_is_not_finite_is_reported(tmp_path: Path, out: Path) -> None:
-    """Relevance can be finite, even 0, where the modified forward pass ends in NaN."""
-    options = "--model googlenet --weights none --form modified-forward --stabilizer none".split()
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    result = command("investigate", tmp_path / "noise.png", *options, "--out", out)
+def test_a_score_that_is_not_finite_is_reported(out: Path) -> None:
+    options = "--form modified-forward --rules zero --stabilizer none".split()
+    result = command("investigate", DATA / "constant_areas.png", *TINY, *options, "--out", out)
     assert result.exit_code == 0, result.output
     (run,) = content(out)["pictures"][0]["runs"]
     assert (run["score"], run["sum_over_score"]) == (None, None)
@@ -236,3 +218,95 @@ def test_dollar_signs_and_names_that_are_no_text(tmp_path: Path, out: Path) -> N
     assert (out / "heatmaps.png").exists()
     assert content(out)["pictures"][0]["picture"] == "odd\\udcff.png"
     assert "\\\\udcff.png" in (out / "report.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("one/cat.png", "two/cat.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True)
+        noise(len(name) + ord(name[0])).save(path)
+    return tmp_path / "in"
+
+
+def test_a_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (folder / "bad.png").write_text("castle")
+    result = command("investigate", folder, *TINY, "--stabilizer", "signed", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert [p["picture"] for p in content(out)["pictures"]] == [
+        *("bad.png", "one/cat.png", "two/cat.png")
+    ]
+    assert "tiny (random, seed 0) on 3 pictures" in result.stdout
+    assert "bad.png was not measured: the file is not an image file" in result.stdout
+    assert "1 picture could not be measured" in " ".join(result.stdout.split())
+    for name in ("report.html", "report.md", "report.json", "peaks.png", "amplification.png"):
+        assert (out / name).is_file() and name in result.stdout.replace("\n", "")
+    changed = ("--stabilizer", "clip", "--out", out)
+    result = command("investigate", folder, *TINY, *changed)
+    failed(result, "stabilizers was signed:1e-6, now clip:1e-6", "--fresh")
+    assert command("investigate", folder, *TINY, *changed, "--fresh").exit_code == 0
+    assert content(out)["settings"]["stabilizers"] == ["clip:1e-6"]
+
+
+def test_one_file_with_a_grid_and_several_files(folder: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", folder / "one" / "cat.png"
+    grid = ("--stabilizer", "signed", "--stabilizer", "none", "--epsilon", "1e-6:1e-3:2")
+    result = command("investigate", file, *TINY, *grid, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert content(out)["settings"]["stabilizers"] == ["signed:1e-6", "signed:1e-3", "none"]
+    assert (out / "heatmaps.png").exists() and (out / "peaks.png").exists()
+    both = (file, folder / "two" / "cat.png")
+    result = command("investigate", *both, *TINY, "--stabilizer", "none", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert [p["picture"] for p in content(tmp_path / "b")["pictures"]] == [
+        *("one/cat.png", "two/cat.png")
+    ]
+
+
+def test_no_picture_at_all_is_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bad.png").write_text("castle")
+    result = command("investigate", folder, *TINY, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "No picture could be measured" in result.stdout
+
+
+def test_a_wrong_grid_is_quoted_as_it_was_given(folder: Path) -> None:
+    failed(command("investigate", folder, *TINY, "--epsilon", "1:x:3"), "'1:x:3'")
+
+
+def test_default_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of a study in a folder of pictures does not become part of the next one."""
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        result = command("investigate", ".", *TINY, "--stabilizer", "none")
+        assert result.exit_code == 0, result.output
+        assert len(content(folder / "lrp-study")["pictures"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("empty",), ("there is no picture in", "empty")),
+        (("in", "nothing.png"), ("nothing.png does not exist",)),
+        (("in", "--epsilon", "1e-1:1e-9:9"), ("1e-1:1e-9:9", "the smaller one first")),
+        (("in", "--epsilon", "0.1", "--stabilizer", "none"), ("--stabilizer signed",)),
+        (("in", "--stabilizer", "sined"), ("'sined'", "did you mean signed")),
+        (("in", "--target", "1000"), ("target 1000 is out of range", "0 to 999")),
+        (("in", "--out", "file"), ("cannot make the folder file",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_with_many(folder: Path, tmp_path: Path, monkeypatch, arguments, parts) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    failed(command("investigate", *TINY, *arguments), *parts)
+
+
+def test_help_of_many() -> None:
+    shown = command("investigate", "--help").output
+    for part in ("--epsilon", "--fresh", "LOW:HIGH:N", "goes on where it was stopped"):
+        assert part in " ".join(shown.replace("│", " ").split())

@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.commands import command, failed
+from tests.helpers.commands import TINY, command, failed
 from tests.helpers.repository import DATA
 from tests.helpers.study_folders import noise
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
-NETWORK = ("--model", "squeezenet1_1", "--weights", "none")
 # the arguments, and the file whose content is printed
 COMMANDS = {
-    "investigate": (("investigate", *NETWORK, "--stabilizer", "signed"), "report.json"),
-    "study": (("investigate", "in", *NETWORK, "--stabilizer", "signed"), "report.json"),
-    "compare": (("compare", *NETWORK, "--reference", "captum_driver"), "comparison.json"),
-    "diagnose": (("diagnose", *NETWORK, "--rules", "epsilon_plus"), "report.json"),
+    "investigate": (("investigate", *TINY, "--stabilizer", "signed"), "report.json"),
+    "study": (("investigate", "in", *TINY, "--stabilizer", "signed"), "report.json"),
+    "compare": (("compare", *TINY, "--reference", "captum_driver"), "comparison.json"),
+    "diagnose": (("diagnose", *TINY, "--rules", "epsilon_plus"), "report.json"),
 }
 SLOW = pytest.param("compare", marks=pytest.mark.slow)
 BUT_SLOW = [SLOW if name == "compare" else name for name in COMMANDS]
@@ -48,7 +47,7 @@ def test_json_is_that_of_the_file_and_nothing_else(name: str, folder: Path) -> N
 
 
 def test_json_and_the_status_of_what_is_not_finite() -> None:
-    result = command("diagnose", CONSTANT, *NETWORK, *NOT_FINITE, "--json", "-q")
+    result = command("diagnose", CONSTANT, *TINY, *NOT_FINITE, "--json", "-q")
     assert (result.exit_code, result.stderr) == (1, "")
     assert json.loads(result.stdout, parse_constant=pytest.fail)["verdict"] == "not finite"
 
@@ -130,9 +129,9 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(said)
 
     monkeypatch.setattr("captum_lrp_stab.propagation.checks.check_parameters", fail)
-    failed(command("diagnose", *NETWORK), "not enough memory", "dtype")
+    failed(command("diagnose", *TINY), "not enough memory", "dtype")
     said = "a defect"
-    assert isinstance(command("diagnose", *NETWORK).exception, RuntimeError)
+    assert isinstance(command("diagnose", *TINY).exception, RuntimeError)
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +139,7 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 40000)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        result = command("diagnose", CONSTANT, *NETWORK, "--target", "-1")
+        result = command("diagnose", CONSTANT, *TINY, "--target", "-1")
     assert result.exit_code == 2
     first, second = result.stderr.splitlines()
     assert first.startswith("warning: Image size (") and second.startswith("error: target -1")

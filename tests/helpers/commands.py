@@ -1,4 +1,4 @@
-"""What the tests of investigating share with others."""
+"""What the tests of the commands share."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 from typer.testing import CliRunner
 
 from captum_lrp_stab.cli import app
+
+TINY = ("--model", "tiny", "--weights", "none")
+"""A network of three layers, see ``tests/cli/conftest.py``: a real one takes seconds."""
 
 
 def command(*arguments: str | Path) -> Any:
