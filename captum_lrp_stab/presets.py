@@ -129,7 +129,7 @@ class Preset(Composite):
         return self._name_map(definition_order.by_definition(model, self.first_types))
 
     def _layers(self, model: nn.Module) -> Layers:
-        """Return the layers of a model that is not run."""
+        """Return the layers of a model without a forward pass."""
         defined = definition_order.by_definition(model, self.first_types)
         first = self._first(defined)
         if not first or defined.depth == 1:
@@ -191,7 +191,7 @@ class Preset(Composite):
         )
 
     def __hash__(self) -> int:
-        """Return what is the same for equal presets."""
+        """Return the hash of the name, the same for equal presets."""
         return hash(self.name)
 
 

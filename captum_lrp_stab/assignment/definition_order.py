@@ -1,4 +1,4 @@
-"""The layers of a model that is not run: by the code of its forward, or as they are defined."""
+"""The layers of a model without a forward pass: by the code of its forward, or by definition."""
 
 import copy
 import warnings
@@ -30,11 +30,11 @@ _KEEPING = (
     + (nn.Unfold, nn.Upsample)
     + _NORMS
 )
-"""Modules that give values of the inputs where they read such (``first_layers``)."""
+"""Modules whose output still counts as values of the inputs (``first_layers``)."""
 
 
 _MANY = 1000
-"""Questions about values: a loop that asks as often does not end."""
+"""The most questions about values: a loop that asks more often does not end."""
 
 
 def by_definition(model: nn.Module, first_types: tuple[type[nn.Module], ...] = ()) -> Layers:

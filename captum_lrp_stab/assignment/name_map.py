@@ -24,7 +24,7 @@ from captum_lrp_stab.tensors.graph import OWN
 Entry = tuple[list[str], type[PropagationRule], dict[str, Any]]
 NameMap = list[Entry]
 Entries = Sequence[Entry]
-"""What is taken for a name_map: one whose rules are all of a class is a list of another type."""
+"""What users may give: a list whose rules are all of one class has a type of its own."""
 
 
 def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRule]:
@@ -66,7 +66,7 @@ def build_rules(model: nn.Module, name_map: Entries) -> dict[str, PropagationRul
 
 
 def check_is_called(rules: Any) -> None:
-    """Raise RuleMapError for a function that makes a preset, where the preset is meant."""
+    """Raise RuleMapError for a preset function that has not been called."""
     is_function = isinstance(rules, FunctionType)  # not so a preset's method
     if is_function and rules.__module__ == f"{OWN}presets":
         raise RuleMapError(
@@ -81,7 +81,7 @@ _FUNCTIONAL = (
 
 
 def is_functional(model: nn.Module, name: str) -> bool:
-    """Return whether ``name`` can be that of a functional layer or sum: only a pass can tell."""
+    """Return whether ``name`` may be that of a functional layer or sum; only a pass can tell."""
     module, _, call = name.rpartition(".")
     kind, _, number = call.rpartition("_")
     known = dict(model.named_modules())

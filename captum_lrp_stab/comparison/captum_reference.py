@@ -36,7 +36,7 @@ from captum_lrp_stab.tensors.complex_values import has_complex_weights, total
 
 
 class CaptumReference(Reference):
-    """A run of stock Captum.
+    """Stock ``captum.attr.LRP`` on the same model and target.
 
     Args:
         own_rules: Use Captum's own rule where it has one of that meaning; else rules of this
@@ -55,10 +55,10 @@ class CaptumReference(Reference):
         self.name = "captum" if own_rules else "captum_driver"
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it on a copy of the model; the modules' outputs are watched, not their inputs.
+        """Run stock Captum on a copy of the model, and watch the outputs of its modules.
 
-        Captum looks at which layers share an input, so that copies would change what it does. The
-        values it computes on the way are those of manipulated weights, and say nothing.
+        Not their inputs: Captum treats layers that share an input tensor in a way of its own, and
+        copies are not shared. Nor their values, which Captum computes with manipulated weights.
 
         Raises:
             RuleMapError: Captum has no rule for a leaf module, and nor has this package; or it
@@ -104,7 +104,7 @@ class CaptumReference(Reference):
         return seen
 
     def _note(self, seen: Recording, name: str, rule: PropagationRule) -> None:
-        """Note what a rule of this package left on itself: the output it makes has no hook."""
+        """Record the relevance that a rule of this package keeps; no hook stands on its output."""
         for place, uses in (
             (rule.relevance_output, seen.outputs),
             (rule.relevance_input, seen.inputs),
@@ -146,7 +146,7 @@ class CaptumReference(Reference):
 
 
 def captums_own(rule: Rule) -> PropagationRule | None:
-    """Return Captum's rule of the meaning of ``rule``, with its stabilizer; None if it has none."""
+    """Return Captum's own rule of the same meaning and stabilizer as ``rule``, None for none."""
     make = _OWN.get(type(rule))
     epsilon = _signed_epsilon(rule)
     if make is None or epsilon is None:

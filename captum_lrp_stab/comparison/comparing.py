@@ -148,7 +148,7 @@ def _numbers(score: Tensor | None) -> tuple[float, ...] | None:
 
 
 _PLAIN = 1e-3
-"""A relative difference inside a network that is no rounding, whatever becomes of it."""
+"""A larger relative difference at a layer is no rounding, even if the inputs agree in the end."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Judgement:
 
 
 def judge(runs: Runs, trial: Trial, pair: Pair) -> Judgement:
-    """Return what to make of a trial, both sides of which are given."""
+    """Return the verdict on two sides that have been run."""
     tolerance = runs.tolerance
     overall, name = pair.overall, trial.reference.name
     if overall.reference_nonfinite:

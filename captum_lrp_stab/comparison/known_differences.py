@@ -36,7 +36,7 @@ from captum_lrp_stab.tensors.step import Step
 
 @dataclass(frozen=True)
 class KnownDifference:
-    """A difference of meaning: neither side has a bug, or the bug is known."""
+    """A difference of meaning between implementations, or a known bug of one of them."""
 
     name: str
     meaning: str
@@ -112,12 +112,12 @@ FIRST_LAYER = KnownDifference(
     "package's presets every layer that reads an input of the model",
 )
 KNOWN = tuple(value for value in list(vars().values()) if isinstance(value, KnownDifference))
-"""All of them."""
+"""All known differences."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to run both sides."""
+    """What runs on either side: this package on ``ours``, the reference on ``theirs``."""
 
     ours: Subject
     theirs: Subject
@@ -126,7 +126,7 @@ class Trial:
 
 
 ADDITIONS = ("add", "sub")
-"""The kinds of operations that add."""
+"""The kinds of operations that stand for additions."""
 
 Removal = Callable[[Trial, Sequence[Operation]], Trial | None]
 """From a trial and its operations to the trial without a difference; None where there is none."""
@@ -271,7 +271,7 @@ def _unmerged(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
 
 
 def _plain_forward(trial: Trial, operations: Sequence[Operation]) -> Trial | None:
-    """Take the stabilizers from both sides, where they are what makes the forward pass another."""
+    """Take the stabilizers from both sides, if one of them modifies its forward pass by them."""
     rewritten = isinstance(trial.reference, ModifiedForwardReference)
     if not rewritten and trial.ours.form is not ModifiedForward:
         return None
@@ -315,7 +315,7 @@ def doubled_at(pair: Pair, first: Divergence, tolerance: float) -> str | None:
 
 
 def _relevance_of(operation: Operation, pair: Pair) -> list[Tensor] | None:
-    """Return the reference's relevance of a result, or of what only passed on its way to it."""
+    """Return the reference's relevance of an operation, or of what it moves or passes unchanged."""
     uses = pair.reference.outputs.get(operation.name)
     if uses:
         return uses[0].relevance
@@ -325,7 +325,7 @@ def _relevance_of(operation: Operation, pair: Pair) -> list[Tensor] | None:
 
 
 def _is_all(given: list[Tensor] | None, sums: list[Tensor] | None, tolerance: float) -> bool:
-    """Return whether a summand got all the relevance of a sum, where any (not so by ReLU)."""
+    """Return whether a summand has all the relevance of a sum, where it has any at all."""
     if given is None or sums is None or [t.shape for t in given] != [t.shape for t in sums]:
         return False
     if not any(bool(t.any()) for t in given):

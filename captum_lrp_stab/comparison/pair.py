@@ -13,12 +13,12 @@ from captum_lrp_stab.comparison.recording import Recording, Use
 from captum_lrp_stab.dispatch.operation import Operation, names_of
 
 _RANKED = 2**14
-"""How many values of a layer's relevance are ranked in each sample, at most."""
+"""The most values of a layer's relevance that are ranked in each sample."""
 
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """One use of one layer on both sides; what either side could not see is None.
+    """How well the two sides agree at one use of one layer; None for what either could not see.
 
     ``output`` compares the relevance of the layer's output, ``input`` what the layer propagates to
     its input, ``value`` is the relative difference of the outputs themselves. The rank correlation
@@ -185,7 +185,7 @@ class Pair:
         return False
 
     def _innocence(self, index: int) -> tuple[bool, bool, int]:
-        """Return what sorts the likely culprits first: what mixes values, then functional calls.
+        """Return a key that sorts likely culprits first: what mixes values, then functional calls.
 
         A reference that sees modules is blind to functional calls.
         """
@@ -225,7 +225,7 @@ def _kind(operation: Operation) -> str:
 
 
 def _same_use(ours: Sequence[Use], theirs: Sequence[Use], use: int) -> tuple[Use, Use] | None:
-    """Return one use of a layer on both sides, None if they did not run it equally often."""
+    """Return one use of a layer on both sides, None if one side ran it more often."""
     if len(ours) != len(theirs) or use >= len(ours):
         return None
     return ours[use], theirs[use]

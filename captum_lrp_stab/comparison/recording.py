@@ -19,7 +19,7 @@ from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 @dataclass
 class Use:
-    """The tensors at one end of a layer in one run of it: values, and their relevance."""
+    """The values and the relevance of a layer's input or output tensors, in one use of it."""
 
     values: list[Tensor | None] = field(default_factory=list)
     relevances: list[Tensor | None] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Uses(Probe):
 
 @dataclass
 class Recording:
-    """A run: the relevance of the inputs, the score, and what was seen at the layers.
+    """The relevance of the inputs, the score, and what was seen at the layers in one run.
 
     ``outputs`` and ``inputs`` map a layer's name to its uses that relevance reached; a layer that
     could not be watched is missing.
@@ -115,7 +115,7 @@ class Recording:
 
 
 class Watch:
-    """Records relevance at the modules of a model run by an implementation that carries it.
+    """Hooks that record relevance at the modules of a model, under another implementation.
 
     The gradient of a layer's output is its relevance there. Watching must not change the result:
     only with ``inputs=True`` an input is copied, so that its gradient is of this layer alone.

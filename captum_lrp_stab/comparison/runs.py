@@ -1,4 +1,4 @@
-"""The runs that a comparison is made of, each made once."""
+"""The runs of a comparison: each is made once, and the last few are kept."""
 
 import math
 import warnings
@@ -20,10 +20,10 @@ from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.task import Subject
 
 ROUNDINGS = 30.0
-"""What rounding in every layer may add up to, as multiples of one rounding of the inputs."""
+"""The effect of rounding in all layers, at most, in multiples of that of rounding the inputs."""
 
 _MOST_ROUNDING = 1e-4
-"""A larger difference is never taken for rounding where float64 does not show that it is."""
+"""A larger difference counts as rounding only if a run in float64 shows that it is."""
 
 _MOST_RECORDINGS = 4
 
@@ -126,7 +126,7 @@ class Runs:
     def _recorded(
         self, reference: Any, subject: Subject, run: Callable[[Any, Subject], Recording]
     ) -> Recording:
-        """Return a run with its layers, which is large: only the last few are kept."""
+        """Return a recording, made or kept; they are large, so that only the last few are kept."""
         key = (reference, *_key(subject))
         if key not in self._recordings:
             self._tell("captum-lrp-stab" if reference is None else reference.name)
@@ -141,5 +141,5 @@ class Runs:
 
 
 def _key(subject: Subject) -> tuple[Any, ...]:
-    """Return what tells one subject of a comparison from another."""
+    """Return what the subjects of one comparison differ in."""
     return subject.merge_batch_norm, id(subject.rules), subject.form, subject.changes

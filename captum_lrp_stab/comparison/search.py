@@ -1,4 +1,4 @@
-"""The search for the known differences between two sides: each is taken away, and both run again.
+"""The search for the known differences between two sides: take some away, and run both again.
 
 The first place at which two sides part tells how far they agree. Without a difference they agree
 further, up to the next one. So one known difference is taken away, or where that is to no avail two
@@ -25,7 +25,7 @@ from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.propagation.modified_forward import ModifiedForward
 
 MOST_TRIALS = 24
-"""So often, at most, both sides are compared again to explain a difference."""
+"""The most trials in which both sides are compared again to explain a difference."""
 
 _Differences = tuple[KnownDifference, ...]
 
@@ -57,11 +57,11 @@ class _Attempt:
 
     @property
     def rank(self) -> tuple[tuple[int, float], float]:
-        """What is larger the further the sides agree; the error tells if no layer is seen."""
+        """How far the sides agree; where no layer is seen, the error alone tells."""
         return self.agree_up_to, -self.error if self.first is None else 0.0
 
     def is_better_than(self, other: "_Attempt") -> bool:
-        """Return whether the sides agree further: if no layer is seen, twice as well."""
+        """Return whether the sides agree further; where no layer is seen, twice as well."""
         closer = self.first is None and self.error <= other.error / 2
         return self.agree_up_to > other.agree_up_to or closer
 
@@ -122,7 +122,7 @@ class _Search:
         return Between(needed, first, True)
 
     def _attempt_beyond(self, current: _Attempt, more: _Differences) -> _Attempt | None:
-        """Return an attempt without more differences; None if that is to no avail."""
+        """Return an attempt without more differences; None if the sides agree no better."""
         differences = (*current.differences, *more)
         is_new = len(set(differences)) == len(differences)
         if not is_new or not self._acts(current, self._trial(differences)):

@@ -34,7 +34,7 @@ from captum_lrp_stab.tensors.complex_values import has_complex_weights
 
 
 def package() -> Any:
-    """Return zennit.
+    """Return the package zennit, all of it imported.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -53,7 +53,7 @@ def package() -> Any:
 
 
 class ZennitReference(Reference):
-    """A run of zennit.
+    """zennit on the same model, under a composite of its own or one made of our rules.
 
     Args:
         composite: zennit's; None for one made of the subject's rules.
@@ -72,7 +72,7 @@ class ZennitReference(Reference):
         self.exact_merge = exact_merge
 
     def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run it on a copy of the model.
+        """Run zennit on a copy of the model.
 
         Raises:
             RuleError: A rule or stabilizer has no counterpart in zennit.
