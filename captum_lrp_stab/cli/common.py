@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """What the user wants to see.
+    """What is printed, and where.
 
     Args:
         quiet: Nothing but errors.

@@ -50,7 +50,7 @@ def diagnose(
     form: Annotated[
         str,
         typer.Option(
-            help=f"How relevance is carried: {', '.join(_FORMS)}; {names.STOCK} is stock Captum "
+            help=f"How relevance is propagated: {', '.join(_FORMS)}; {names.STOCK} is stock Captum "
             "with our rules.",
             autocompletion=completing(_FORMS),
         ),

@@ -1,4 +1,4 @@
-"""How a command ends: no mistake in a traceback, and Ctrl-C with a word on what is kept."""
+"""How a command ends: an error is one message, and Ctrl-C says what is kept."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from captum_lrp_stab.errors import LRPError
 
 
 class Course:
-    """How far a command has come, in the words that are said where it is interrupted."""
+    """What a command says if it is interrupted now, and the folders that it has made."""
 
     def __init__(self) -> None:
         self.now = "interrupted while loading; nothing has been written"

@@ -166,7 +166,7 @@ def _counting(step: "Step", course: Course, total: int, folder: Path, fresh: boo
 
 def _show(console: Console, study: "Study") -> None:
     """Print the tables of the stabilizers, and the verdict below them."""
-    from captum_lrp_stab.study import words
+    from captum_lrp_stab.study import tables
 
     settings, records = study.settings, study.records
     about = f"{len(records)} pictures"
@@ -179,16 +179,16 @@ def _show(console: Console, study: "Study") -> None:
         f"{settings['form']} form, {settings['dtype']}\n",
         markup=False,
     )
-    for title, table in words.tables(study):
+    for title, table in tables.tables(study):
         console.print(f"[bold]{title}[/bold]")
         common.print_table(console, table.header, table.rows, table.words, table.bad)
         console.print(f"{table.caption}\n", style="dim", markup=False)
-    console.print(words.verdict(study), markup=False, style="bold")
+    console.print(tables.verdict(study), markup=False, style="bold")
     lost = [r for r in records if r.error is not None]
     lines = [f"{r.picture} was not measured: {r.error}" for r in lost[:_LISTED]]
     if len(lost) > _LISTED:
         lines.append(f"{len(lost) - _LISTED} more could not be measured: see the report")
     origins = [o for o in study.origins() if o.layer]
     lines += [f"{o.name}, from '{o.layer}': {o.cause}; {o.remedy}" for o in origins[:_LISTED]]
-    for line in (*lines, *words.notes(study)[:_LISTED]):
+    for line in (*lines, *tables.notes(study)[:_LISTED]):
         console.print(f"- {line}", markup=False)

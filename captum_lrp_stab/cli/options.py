@@ -81,7 +81,7 @@ RulesOption = Annotated[
 FormOption = Annotated[
     str,
     typer.Option(
-        help=f"How relevance is carried: {', '.join(names.FORMS)}; the last two divide without "
+        help=f"How relevance is propagated: {', '.join(names.FORMS)}; the last two divide without "
         "protection.",
         autocompletion=completing(names.FORMS),
     ),
@@ -96,11 +96,11 @@ AttentionOption = Annotated[
 DtypeOption = Annotated[
     str,
     typer.Option(
-        help=f"Of model and input: {', '.join(names.DTYPES)}.",
+        help=f"dtype of model and input: {', '.join(names.DTYPES)}.",
         autocompletion=completing(names.DTYPES),
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Of random weights.", min=0, max=2**63 - 1)]
+SeedOption = Annotated[int, typer.Option(help="Seed of random weights.", min=0, max=2**63 - 1)]
 OutOption = Annotated[Path, typer.Option(help="Folder of the report.", autocompletion=files)]
 JsonOption = Annotated[
     bool,

@@ -14,7 +14,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A file and what it is called in the report: its path below what all files share."""
+    """A picture file; its name in the report is its path below the folder that all files share."""
 
     path: Path
     name: str

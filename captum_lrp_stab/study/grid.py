@@ -1,4 +1,4 @@
-"""Which stabilizers a study runs: names, and a grid of epsilons for those that leave theirs out.
+"""The stabilizers of a study: by name, those without an epsilon at each of a grid of epsilons.
 
 Example:
     >>> combine(["none", "signed", "clip:0.1"], epsilons("1e-3:1e-1:3"))
@@ -92,7 +92,7 @@ def combine(names: Sequence[str], grid: Sequence[str] = ()) -> list[str]:
 
 
 def parted(name: str) -> tuple[str, float | None]:
-    """Return a stabilizer's name and its epsilon, None where it takes none.
+    """Return the kind of a stabilizer and its epsilon, None where it takes none.
 
     Example:
         >>> parted("signed:1e-6"), parted("none")

@@ -75,7 +75,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Measurer:
-    """A question made ready: what all pictures share is worked out once."""
+    """Measures pictures; what they share, such as the rule of each layer, is worked out once."""
 
     question: Question
     name_map: NameMap
@@ -194,9 +194,9 @@ class Measurer:
 
 
 def make_measurer(question: Question) -> Measurer:
-    """Convert the model and work out what all pictures share, on a grey picture.
+    """Return a measurer, after a run of the model on a grey picture.
 
-    A fixed one, so that a study that was interrupted goes on as it began.
+    The same for every study, so that one that was interrupted goes on as it began.
 
     Raises:
         InputError: The target is out of range.

@@ -15,7 +15,7 @@ from captum_lrp_stab.reporting.document import (
     Picture,
     Section,
 )
-from captum_lrp_stab.study import heatmaps, words
+from captum_lrp_stab.study import heatmaps, tables
 from captum_lrp_stab.study.figures import MOST_PANELS, curves_of, draw_amplification, draw_peaks
 from captum_lrp_stab.study.result import Study, to_json
 
@@ -29,7 +29,7 @@ def write(study: Study, folder: Path) -> list[Path]:
     Raises:
         ReportError: The folder cannot be made or written to.
     """
-    return document.write(to_document(study), folder, to_json(study, words.verdict(study)))
+    return document.write(to_document(study), folder, to_json(study, tables.verdict(study)))
 
 
 def to_document(study: Study) -> Document:
@@ -44,15 +44,15 @@ def to_document(study: Study) -> Document:
         sections += _unstable(study)
     if not study.heatmaps:
         sections.append(_pictures(study))
-    if said := words.notes(study):
+    if said := tables.notes(study):
         sections.append(Section("Notes", (Notes(tuple(said)),)))
     if fallbacks := settings["fallbacks"]:
         title = "Operations that relevance passes under their plain gradient"
         sections.append(Section(title, (Notes(tuple(fallbacks)),)))
     return Document(
         "Stability of relevance",
-        words.verdict(study),
-        words.tone(study),
+        tables.verdict(study),
+        tables.tone(study),
         tuple(sections),
         ", ".join(f"{name} {settings[name]}" for name in ("captum-lrp-stab", "captum", "torch")),
     )
@@ -94,7 +94,7 @@ def _heatmaps(study: Study) -> Picture:
 
 
 def _stabilizers(study: Study) -> Section:
-    blocks: list[Block] = [table for _, table in words.tables(study)]
+    blocks: list[Block] = [table for _, table in tables.tables(study)]
     if curves_of(study.names):
         caption = (
             "Above: the median over the pictures as a line, all of them as a band, of finite "
@@ -124,14 +124,14 @@ def _layers(study: Study) -> Section:
         Picture(draw_amplification(study), "amplification", description, caption)
     ]
     if len(study.names) <= _MOST_COLUMNS:
-        blocks.append(words.amplification(study))
+        blocks.append(tables.amplification(study))
     else:
         blocks.append(Paragraph("The numbers are in report.json, under amplification."))
     return Section("Layers", tuple(blocks))
 
 
 def _unstable(study: Study) -> list[Section]:
-    origins, (each, left) = words.origins(study), words.unstable(study, _MOST_ROWS)
+    origins, (each, left) = tables.origins(study), tables.unstable(study, _MOST_ROWS)
     if not origins.rows:
         return []
     more = (Paragraph(f"{left} more are in report.json, under pictures."),) if left else ()
@@ -142,7 +142,7 @@ def _unstable(study: Study) -> list[Section]:
 
 
 def _pictures(study: Study) -> Section:
-    blocks: list[Block] = [words.per_picture(study)]
+    blocks: list[Block] = [tables.per_picture(study)]
     if 1 < len(study.names) <= _MOST_COLUMNS and study.measured:
-        blocks.append(words.peaks(study))
+        blocks.append(tables.peaks(study))
     return Section("Pictures", tuple(blocks))

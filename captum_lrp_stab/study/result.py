@@ -1,4 +1,4 @@
-"""What comes out over all pictures: per stabilizer, per picture, per layer."""
+"""The result of a study: by stabilizer, by picture, by layer."""
 
 import json
 from collections import Counter
@@ -47,7 +47,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Origin:
-    """Pictures on which instability starts at the same layer, for the same kind of reason."""
+    """A layer at which instability starts, for one kind of reason, and on how many pictures."""
 
     name: str  # of the stabilizer
     layer: str
@@ -84,7 +84,7 @@ class Study:
 
     @property
     def measured(self) -> list[PictureRecord]:
-        """The pictures there is something to say of."""
+        """The records of the pictures that could be measured."""
         return [record for record in self.records if record.error is None]
 
     def runs(self, name: str) -> list[Run]:
@@ -120,7 +120,7 @@ class Study:
         return sorted(found, key=lambda o: (self.names.index(o.name), -o.pictures))
 
     def by_layer(self, name: str) -> list[tuple[str, Spread]]:
-        """Return how a stabilizer lets each layer amplify relevance."""
+        """Return how many times each layer amplifies relevance under a stabilizer."""
         columns = self.amplification[name].T
         return [
             (layer, _spread(column[np.isfinite(column)]))
@@ -172,7 +172,7 @@ def gather(
 
 
 def _merge(layers: list[str], found: Sequence[str]) -> None:
-    """Put the names that are new behind the one they follow."""
+    """Insert new names behind the one they follow."""
     known = set(layers)
     if found and found[0] not in known:
         layers.insert(0, found[0])

@@ -1,4 +1,4 @@
-"""What a study's numbers depend on besides the pictures, so that two studies are never mixed."""
+"""What the numbers of a study depend on besides the pictures, so that two are never mixed."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from captum_lrp_stab.study.measuring import Measurer
 Settings = dict[str, Any]
 
 IN_WORDS = {"state": "the weights' values", "name_map": "the rules of the layers"}
-"""Of the settings whose values say nothing to a reader."""
+"""Descriptions of settings that are hashes."""
 
 
 def settings_of(measurer: Measurer) -> Settings:
@@ -42,13 +42,13 @@ def settings_of(measurer: Measurer) -> Settings:
 
 
 def digest(settings: Settings) -> str:
-    """Return a short text that tells settings from others."""
+    """Return a hash of settings."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(before: Settings, now: Settings) -> list[str]:
-    """Return in words which settings are others."""
+    """Return a sentence for each setting that differs."""
     lines = []
     for name in (*now, *(name for name in before if name not in now)):
         if before.get(name) == now.get(name):

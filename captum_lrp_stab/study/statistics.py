@@ -1,4 +1,4 @@
-"""What can be said about a relevance map in numbers, as records for a report.
+"""Statistics of a relevance map, and the places of its extremes.
 
 Maps have the shape ``(C, H, W)`` per value, or ``(H, W)`` summed over channels. A number that would
 involve NaN or Inf is None; what the finite values alone say is a record of its own, and never

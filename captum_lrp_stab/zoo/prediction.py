@@ -14,7 +14,7 @@ from captum_lrp_stab.zoo import Classifier
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What there is to explain: the model's input, and what the model makes of it."""
+    """A picture as the model's input, and the model's output on it."""
 
     classifier: Classifier
     model: nn.Module  # in the dtype asked for

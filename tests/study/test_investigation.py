@@ -17,7 +17,7 @@ from captum_lrp_stab import EpsilonRule, GammaRule, PassRule, ZeroRule, names
 from captum_lrp_stab.errors import InputError, ModelError
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Clip, Signed
-from captum_lrp_stab.study import heatmaps, report, words
+from captum_lrp_stab.study import heatmaps, report, tables
 from captum_lrp_stab.study.investigation import investigate
 from captum_lrp_stab.study.records import Run
 from captum_lrp_stab.study.result import Study
@@ -105,12 +105,12 @@ def test_modified_forward_reports_both_scores() -> None:
     assert bare.start is not None and bare.start.direction == "forward"
     assert signed.score is not None
     assert signed.score != pytest.approx(found.records[0].score, rel=0.01)
-    assert "signed:1: this form changes the score" in "\n".join(words.notes(found))
+    assert "signed:1: this form changes the score" in "\n".join(tables.notes(found))
 
 
 def test_gradient_form_is_finite_and_says_why() -> None:
     found = investigate(classifier(), picture(), rules="zero", names=["none"])
-    assert "0/0 as 0" in "\n".join(words.notes(found))
+    assert "0/0 as 0" in "\n".join(tables.notes(found))
 
 
 def test_a_name_map_target_dtype_and_progress() -> None:

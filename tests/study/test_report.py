@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from captum_lrp_stab.study import figures, report, words
+from captum_lrp_stab.study import figures, report, tables
 from captum_lrp_stab.study.records import PictureRecord, Run, Start, record_of
 from captum_lrp_stab.study.result import Spread, Study, gather
 from captum_lrp_stab.study.statistics import Place, Statistics
@@ -122,25 +122,25 @@ def test_amplification_by_layer_over_pictures() -> None:
     ],
 )
 def test_the_verdict_in_words(study: Study, tone: str, text: str) -> None:
-    assert (words.tone(study), words.verdict(study)) == (tone, text)
+    assert (tables.tone(study), tables.verdict(study)) == (tone, text)
 
 
 def test_a_grid_is_told_in_short() -> None:
     names = ["none", *(f"signed:1e-{i}" for i in range(9, 2, -1))]
     found = made([run(name, "unstable" if name == "none" else "stable") for name in names])
-    assert words.verdict(found).startswith("Stable on the picture: signed:1e-9 to 1e-3. none is")
+    assert tables.verdict(found).startswith("Stable on the picture: signed:1e-9 to 1e-3. none is")
 
 
 def test_the_worst_stabilizer_of_a_picture() -> None:
     rows = [run("a", peak_over_median=1e9), run("b", "unstable"), run("c", "unstable")]
     rows[2] = run("c", "unstable", peak_over_median=20.0)
     found = made(rows, "broken", [run("a"), run("b"), run("c", "not finite")])
-    assert words.per_picture(found).rows == (
+    assert tables.per_picture(found).rows == (
         ("0.png", "owl", "unstable", "2 of 3", "c", "deep", "20 !"),
         ("1.png", "", "not measured: broken", "", "", "", ""),
         ("2.png", "owl", "not finite", "1 of 3", "c", "deep", "not finite"),
     )
-    table, left = words.unstable(found, 2)
+    table, left = tables.unstable(found, 2)
     assert table.rows[0] == (
         *("0.png", "b", "unstable", "deep", "0, 3, 1", "5e4"),
         "pole: near 0",

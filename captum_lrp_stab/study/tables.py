@@ -1,4 +1,4 @@
-"""A study in words and tables."""
+"""A study in sentences and tables: the verdict, the numbers, the notes."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def tone(study: Study) -> Tone:
 
 
 def verdict(study: Study) -> str:
-    """Return what came out, in plain words."""
+    """Return what came out, in a few sentences."""
     summaries = study.summaries()
     count = len(study.measured)
     lost = len(study.records) - count
@@ -249,9 +249,9 @@ def unstable(study: Study, most: int) -> tuple[Table, int]:
 def _start_cells(run: Run) -> tuple[str, ...]:
     start = run.start
     if start is None:
-        spread = "it arose outside the layers with a record"
+        spread = "it arose outside the layers with a rule"
         if run.verdict != NOT_FINITE:
-            spread = "no layer alone: it grows bit by bit"
+            spread = "no single layer: it grows over many"
         return ("", "", "", spread)
     index = "" if start.neuron is None else ", ".join(map(str, start.neuron))
     because = f"{start.cause}: {start.because}"
@@ -291,7 +291,7 @@ def amplification(study: Study) -> Table:
 
 
 def notes(study: Study) -> list[str]:
-    """Return each warning once, with the stabilizer and on how many pictures, and a hint."""
+    """Return each warning once, with its stabilizer and the number of pictures; and a hint."""
     found: dict[tuple[str, str], int] = {}
     for record in study.measured:
         for run in record.runs:
@@ -343,7 +343,7 @@ def _every(count: int) -> str:
 
 
 def _ranges(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Return those chosen, at least three in a row of one kind in short.
+    """Return the chosen names, three or more in a row of one kind as a range.
 
     Example:
         >>> names = ["none", "signed:1e-3", "signed:0.01", "signed:0.1", "signed:1", "clip:1"]
