@@ -36,7 +36,7 @@ def keep_order(out: Tensor, order: Order | None) -> None:
 
 def order_of(x: Tensor) -> Order | None:
     """Return the layer that knows the order of the values of ``x``, None if there is none."""
-    order: Order | None = marks.get(x, "order")
+    order: Order | None = marks.get(x, "order") if x.dtype in _HALF else None
     return order
 
 

@@ -137,7 +137,7 @@ class Interception(TorchFunctionMode, Form):
         if self._count in self.left_out:
             call = output_activation.left_out(call)
         operation.function = call.name
-        has_no_negative = nonnegative.gives_nonnegative(call)
+        has_no_negative = self.optimize and nonnegative.gives_nonnegative(call)
         own, call = call, self.on_arguments(operation, call)
         if call is not own:
             call.data = tuple(filter(self.depends_on_input, call.tensors))

@@ -79,7 +79,8 @@ class Assignment:
         """
         naming, current = self._naming, self._naming.current
         is_layer = call.func in affine_builders.BUILDERS
-        is_layer = is_layer or contractions.is_layer(call, is_weights)
+        if call.kind.contracts:
+            is_layer = contractions.is_layer(call, is_weights)
         as_what = Serving.LAYERS if is_layer else Serving.NOTHING
         has_rule = current in self.named and naming.is_leaf
         if has_rule and not is_layer:

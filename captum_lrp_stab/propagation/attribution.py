@@ -275,7 +275,7 @@ def _forward(
         output = _followed(mode, one)
     mode.refuse_unserved()
     mode.check_pass(output)
-    stretch = stretch_of(mode.operations, mode.direct_uses)
+    stretch = stretch_of(mode.operations, mode.direct_uses) if mode.direct_uses else None
     mode.settle(output, one.whole)
     if again is not None and again.left_out:
         output_activation.check_same(again.first.operations, mode.operations)

@@ -57,7 +57,7 @@ class RuleStep(torch.autograd.Function):
                 "the layer has read it; make that operation out of place"
             ) from error
         form: GradientForm = ctx.form
-        result = form.handed_down(use, x, c)
+        result = form.propagated(use, x, c)
         direct = ctx.has_carrier and not use.rule.proportional
         gradients = (None, result) if direct else (result, None)
         return *gradients, None, None, None

@@ -28,9 +28,8 @@ from captum_lrp_stab.operations import activations
 from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.propagation.autograd_nodes import FactorStep, RuleStep
 from captum_lrp_stab.propagation.carriers import Carriers
-from captum_lrp_stab.propagation.observer import Observer, Passage
+from captum_lrp_stab.propagation.observer import Observer, propagated
 from captum_lrp_stab.propagation.probes import CarrierProbeStep, Probe, Probes
-from captum_lrp_stab.rules import kernel
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.tensors.blocks import Buffer
 from captum_lrp_stab.tensors.complex_values import as_real, like, total
@@ -178,58 +177,39 @@ class GradientForm(Interception):
             self.observer.forward(use.operation, use.x, out, out)
         return out
 
-    def handed_down(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor:
-        """Return the coefficient of a layer's input, or the relevance."""
-        plain = self.optimize and self.observer is None
-        if plain and coefficients.has_own_weights(use.rule) and use.is_wide(c):
+    def propagated(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor:
+        """Return the coefficient of a layer's input, or its relevance, given that of its output."""
+        result = self._in_few_steps(use, x, c) if self.optimize and self.observer is None else None
+        if result is None:
+            z, _ = use.pre_activation(use.op, x, c)
+            if use.activation is not None:  # c is still its coefficient; where z is 0 so is c
+                c = activations.scaled(c, z, use.activation, 0.0)
+            below = self.relevance_of if use.rule.proportional else self._unscaled
+            ends: Any = {"above": self.relevance_of, "below": below, "scale": self._scale}
+            how = Division.COEFFICIENT
+            result = propagated(self.observer, use, x, z, c, how, **ends)
+        use.release(self.retains)
+        return result
+
+    def _in_few_steps(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor | None:
+        """Return the same up to rounding, None where only the rule's formula gives it."""
+        if coefficients.has_own_weights(use.rule) and use.is_wide(c):
             op, c = use.affine, use.through_batch_norm(c)
         else:
             op = use.op
         z, rectified = use.pre_activation(op, x, c)
-        result: Tensor | None = None
-        if self.observer is not None:
-            result = self.observed(self.observer, use, x, z, c)
-        elif plain:
-            known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
-            place = use.name, use.operation.batch_norm
-            tools = coefficients.Tools(self._buffer, use.memo, use.store, place)
-            result = coefficients.coefficient(use.rule, op, x, z, c, known, tools, use.activation)
-        if result is None:
-            if use.activation is not None:
-                c = activations.scaled(c, z, use.activation, 0.0)  # of what is 0 no matter
-            result = use.rule.coefficient(op, x, z, c)
-        use.release(self.retains)
-        return result
+        known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
+        place = use.name, use.operation.batch_norm
+        tools = coefficients.Tools(self._buffer, use.memo, use.store, place)
+        return coefficients.coefficient(use.rule, op, x, z, c, known, tools, use.activation)
+
+    def _unscaled(self, value: Tensor, relevance: Tensor) -> Tensor:
+        return relevance / self._scale
 
     @property
     def retains(self) -> bool:
         """Whether there may be another backward pass."""
         return self._scale != 1 or not self._is_last
-
-    def observed(
-        self, observer: Observer, use: LayerUse, x: Tensor, z: Tensor, c: Tensor
-    ) -> Tensor:
-        """Return the coefficient of ``x``, or the relevance, and tell the observer."""
-        rule, op, sent = use.rule, use.op, None
-        if rule.is_by_messages:
-            sent = list(rule.messages(op, x, z, c, Division.COEFFICIENT))
-            result = kernel.coefficient(sent, op, x)
-        else:
-            result = rule.coefficient(op, x, z, c)
-
-        def scaled(value: Tensor, relevance: Tensor) -> Tensor:
-            return relevance / self._scale
-
-        above = self.relevance_of
-        below = above if rule.proportional else scaled
-        how = Division.COEFFICIENT
-        observer.backward(
-            Passage(
-                *(use.operation, (x,), z, c, (result,), how, above, below, use, sent),
-                scale=self._scale,
-            )
-        )
-        return result
 
     def activation(self, z: Tensor, slope: float, g: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``g(z)`` with ``g(z) / z`` as backward factor."""
@@ -283,11 +263,15 @@ class GradientForm(Interception):
 
     def on_input(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Probe a module's inputs if asked to."""
+        if not self._probes:
+            return args, kwargs
         with torch._C.DisableTorchFunction():
             return self._probes.entering(name, args, kwargs)
 
     def on_output(self, name: str, output: Any) -> Any:
         """Probe a module's output if asked to."""
+        if not self._probes:
+            return output
         with torch._C.DisableTorchFunction():
             return self._probes.leaving(name, output, output)
 

@@ -26,7 +26,8 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
 from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.propagation.relevance_form import observed_relevance, passing
+from captum_lrp_stab.propagation.observer import propagated
+from captum_lrp_stab.propagation.relevance_form import passing
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.tensors import graph, marks
@@ -194,9 +195,7 @@ class MixedForm(GradientForm):
         x = use.x.detach()
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            if self.observer is None:
-                return (use.rule.relevance(use.op, x, z, R, protected=True),)
-            return (observed_relevance(self.observer, use, x, z, R, Division.PROTECTED),)
+            return (propagated(self.observer, use, x, z, R, Division.PROTECTED),)
 
         if self.observer is not None:
             self.observer.forward(use.operation, x, z, z)

@@ -24,8 +24,7 @@ from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import activations
 from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
 from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
-from captum_lrp_stab.rules import kernel
+from captum_lrp_stab.propagation.observer import Passage, as_it_is, propagated
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Identity, StabilizerLike
@@ -81,9 +80,7 @@ class RelevanceForm(GradientForm):
         use.keep(z)
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            if self.observer is None:
-                return (use.rule.relevance(use.op, x, z, R),)
-            return (observed_relevance(self.observer, use, x, z, R, Division.BARE),)
+            return (propagated(self.observer, use, x, z, R, Division.BARE),)
 
         if self.observer is not None:
             self.observer.forward(use.operation, x, z, z)
@@ -190,22 +187,6 @@ class RelevanceForm(GradientForm):
             f"{reason}, and passing its gradient on as relevance would be wrong; use the gradient "
             "form"
         )
-
-
-def observed_relevance(
-    observer: Observer, use: LayerUse, x: Tensor, z: Tensor, R: Tensor, division: Division
-) -> Tensor:
-    """Return the relevance of ``x``, and tell an observer."""
-    rule, op, sent = use.rule, use.op, None
-    if rule.is_by_messages:
-        sent = list(rule.messages(op, x, z, R, division))
-        result = kernel.relevance(sent, op, x)
-    else:
-        result = rule.relevance(op, x, z, R, division is Division.PROTECTED)
-    observer.backward(
-        Passage(use.operation, (x,), z, R, (result,), division, as_it_is, as_it_is, use, sent)
-    )
-    return result
 
 
 def passing(z: Tensor, y: Tensor, slope: float) -> Backward:

@@ -115,6 +115,27 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
         groups = self.groups(op, x)
         return kernel.messages(groups, op, x, z, carried, self.stabilize, division)
 
+    def propagated(
+        self, op: Affine, x: Tensor, z: Tensor, carried: Tensor, division: Division
+    ) -> tuple[Tensor, list[Sent] | None]:
+        """Return what ``x`` gets, and the messages that this is the sum of, if it is by messages.
+
+        Args:
+            op: The layer's affine map.
+            x: Its input.
+            z: Its output.
+            carried: The coefficient of ``z``, or its relevance.
+            division: How the rule divides; it says which of the two is carried.
+        """
+        carries_coefficient = division is Division.COEFFICIENT
+        if self.is_by_messages:
+            sent = list(self.messages(op, x, z, carried, division))
+            summed = kernel.coefficient if carries_coefficient else kernel.relevance
+            return summed(sent, op, x), sent
+        if carries_coefficient:
+            return self.coefficient(op, x, z, carried), None
+        return self.relevance(op, x, z, carried, division is Division.PROTECTED), None
+
     @property
     def is_by_messages(self) -> bool:
         """Whether messages are all there is to the rule: not so if a subclass overrides more."""

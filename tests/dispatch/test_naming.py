@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from captum_lrp_stab.assignment.layer_filter import layers_of
+from captum_lrp_stab.layer_filter import layers_of
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
