@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from captum_lrp_stab.layer_filter import layers_of
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -20,6 +19,7 @@ from captum_lrp_stab import (
     types,
 )
 from captum_lrp_stab.errors import LayerFilterError, ModelError, RuleError, RuleMapError
+from captum_lrp_stab.layer_filter import layers_of
 from tests.helpers.functional import Functional, Modules
 from tests.helpers.gradients import gradient_x_activation
 from tests.helpers.layers import relative_error
