@@ -28,7 +28,7 @@ EPILOG = options.epilog(
     },
 )
 _WORDS = ("layer", "rule")
-_SHOWN = ("layer", "rule", "amplified", "received", "handed down", "bias", "stabilizer", "zero")
+_SHOWN = ("layer", "rule", "amplified", "received", "propagated", "bias", "stabilizer", "zero")
 _FORMS = (*names.FORMS, names.STOCK)
 
 

@@ -1,18 +1,20 @@
 """``advise``: the least change of the rules under which an attribution is stable and exact.
 
-Layer by layer, from the output down: at the first layer that is in trouble, or that hands down
-something else than in float64, the least stabilizer is looked for under which neither is so. What
-moves only denominators that are rounding noise (``RoundingAware``) is tried before an epsilon.
-Every claim is the result of a run: the advice that is returned has been followed.
+Three checks name the first layer at fault: one that is unstable; one that is unstable in float64;
+one that propagates other relevance than in float64. The layer gets the least stabilizer under which
+the check no longer names it, and so on, until all is well or no layer is left to try. What moves
+only denominators that are rounding noise (``RoundingAware``) is tried before an epsilon. Each claim
+is the result of a run: the advice that is returned has been followed.
 """
 
 import bisect
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
@@ -25,7 +27,7 @@ from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.recording import record
 from captum_lrp_stab.diagnosis.advice import Advice, Change
 from captum_lrp_stab.errors import InputError, ModelError
-from captum_lrp_stab.ledger.locating import Origin, check_threshold, locate
+from captum_lrp_stab.ledger.locating import check_threshold, locate
 from captum_lrp_stab.ledger.watching import watch
 from captum_lrp_stab.names import THRESHOLD
 from captum_lrp_stab.propagation import checks, forms
@@ -39,6 +41,9 @@ from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, Stabi
 from captum_lrp_stab.task import Subject, on
 
 _FACTORS = (8.0, 64.0, 512.0)
+_Result = TypeVar("_Result")
+Check = Callable[[Subject], str | None]
+"""From a subject to the first layer with a fault of one kind, None if there is none."""
 
 
 def advise(
@@ -139,27 +144,27 @@ class _Adviser:
         self.names = tuple(dict.fromkeys(o.name for o in self.operations))
         self._in_float64 = subject.copied(torch.float64)
         try:
-            with torch.autocast(subject.inputs[0].device.type, enabled=False):
-                record(self._in_float64)
+            self.exactly(record, subject)
         except RuntimeError as error:
             raise ModelError(
                 f"{type(subject.model).__name__} cannot run in float64, with which advice is "
                 f"checked: {error}. Make what its forward creates in the dtype of its input"
             ) from error
+        # each names the first layer with a fault of one kind; the cheapest comes first
+        self.checks = self.unstable, self.unstable_in_float64, self.inexact
 
     def advise(self) -> Advice:
-        before, origin = self.error(self.subject), self.origin(self.subject)
-        was_stable, tried = origin is None, set[str]()
-        if origin is not None and self._is_drawn_to_0(origin.layer):
-            self.subject = self._repaired()
-            origin = self.origin(self.subject)
-        while not (origin is None and self.is_within(self.error(self.subject))):
-            layer = self._culprit(origin, tried)
-            if layer is None:
-                break
-            tried.add(layer)
-            self.subject = self._least(layer) or self.subject
-            origin = self.origin(self.subject)
+        before, first = self.error(self.subject), self.unstable(self.subject)
+        if first is not None and self._is_drawn_to_0(first):
+            # such stabilizers are wrong in kind, not in size
+            self.subject = self._with(
+                {name: RoundingAware() for name in self.rules if self._is_drawn_to_0(name)}
+            )
+        tried = set[tuple[str, int]]()
+        while not self.is_good(self.subject) and (culprit := self._culprit(tried)):
+            tried.add(culprit)
+            layer, n = culprit
+            self.subject = self._least(layer, self.checks[: n + 1]) or self.subject
         error, dtype = self.error(self.subject), None
         if not self.is_within(error):
             self.subject, error, dtype = self._wider()
@@ -167,103 +172,87 @@ class _Adviser:
             self.tolerance,
             before,
             error,
-            was_stable,
-            self.origin(self.subject) is None,
+            first is None,
+            self.unstable(self.subject) is None,
             tuple(self._changes()),
-            _name_map(self.subject.rule_set().named),
+            _name_map(self.rules),
             dtype,
             record(self.subject).relevances,
         )
 
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The rule of each layer, with the changes made so far."""
+        return self.subject.rule_set().named
+
     # what a subject is like ----------------------------------------------------------------------
 
-    def exact(self, subject: Subject) -> Subject:
-        """Return a subject in float64."""
-        return replace(self._in_float64, fixed=subject.fixed)
+    def exactly(self, run: Callable[..., _Result], subject: Subject, *args: Any) -> _Result:
+        """Return what a function gives for a subject in float64."""
+        with torch.autocast(subject.inputs[0].device.type, enabled=False):
+            return run(replace(self._in_float64, fixed=subject.fixed), *args)
 
     def error(self, subject: Subject) -> float | None:
         """Return how far a subject is from float64; None if either is not finite."""
-        ours = record(subject).relevances
-        with torch.autocast(ours[0].device.type, enabled=False):
-            return relative_difference(ours, record(self.exact(subject)).relevances)
+        exact = self.exactly(record, subject).relevances
+        return relative_difference(record(subject).relevances, exact)
 
     def is_within(self, error: float | None) -> bool:
         """Return whether a difference is small enough."""
         return error is not None and error <= self.tolerance
 
-    def origin(self, subject: Subject) -> Origin | None:
-        """Return where a subject's trouble starts."""
-        return locate(watch(subject, self.operations).records, self.threshold)
+    def is_good(self, subject: Subject) -> bool:
+        """Return whether a subject is stable and agrees with float64."""
+        return self.unstable(subject) is None and self.is_within(self.error(subject))
 
-    def _agrees_below(self, subject: Subject, layer: str) -> bool:
-        """Return whether a layer hands down what it does in float64."""
-        found = [
-            record(one, (layer,)).inputs.get(layer, []) for one in (subject, self.exact(subject))
-        ]
-        if len(found[0]) != len(found[1]):
-            return False
-        pairs = list(zip(*found, strict=True))
-        if not any(bool(t.any()) for _, b in pairs for t in b.relevance or ()):
-            return False  # nothing comes down any more: that is no cure
-        differences = [relative_difference(a.relevance or (), b.relevance or ()) for a, b in pairs]
-        return all(map(self.is_within, differences))
+    def unstable(self, subject: Subject) -> str | None:
+        """Return the layer where a subject's trouble starts, None if it is stable."""
+        origin = locate(watch(subject, self.operations).records, self.threshold)
+        return None if origin is None else origin.layer
+
+    def unstable_in_float64(self, subject: Subject) -> str | None:
+        """Return the same in float64: rounding can hide a 0 that float64 then divides by."""
+        return self.exactly(self.unstable, subject)
+
+    def inexact(self, subject: Subject) -> str | None:
+        """Return the first layer at which a subject differs from float64, None if there is none."""
+        exact = self.exactly(record, subject, self.names)
+        pair = Pair(record(subject, self.names), exact, self.operations)
+        parted = pair.divergence(self.tolerance)
+        return None if parted is None else parted.name.partition("[")[0]
 
     # the search ----------------------------------------------------------------------------------
 
     def _is_drawn_to_0(self, layer: str) -> bool:
         """Return whether a layer's stabilizer moves denominators towards 0."""
-        rule = self.subject.rule_set().named.get(layer)
-        return rule is not None and not rule.moves_away_from_0
+        return layer in self.rules and not self.rules[layer].moves_away_from_0
 
-    def _repaired(self) -> Subject:
-        """Return the subject without such stabilizers: they are wrong in kind, not in size."""
-        layers = self.subject.rule_set().named
-        repairs = {name: RoundingAware() for name in layers if self._is_drawn_to_0(name)}
-        return self._with(repairs) or self.subject
-
-    def _culprit(self, origin: Origin | None, tried: set[str]) -> str | None:
-        """Return the next layer to change, None if there is none."""
-        rules = self.subject.rule_set().named
-        # rounding can hide an exact 0, which float64 then divides by
-        for found in (origin, self.origin(self.exact(self.subject))):
-            if found is not None and found.layer in rules and found.layer not in tried:
-                return found.layer
-        ours = record(self.subject, self.names)
-        exact = record(self.exact(self.subject), self.names)
-        parted = Pair(ours, exact, self.operations).divergence(self.tolerance)
-        if parted is None:
-            return None
-        layer = parted.name.partition("[")[0]
-        return layer if layer in rules and layer not in tried else None
-
-    def _least(self, layer: str) -> Subject | None:
-        """Return the subject with the least stabilizer of a layer that helps; None if none does."""
-        rounding = [self._with({layer: RoundingAware(f)}) for f in _FACTORS]
-        scale = self._medians().get(layer, 1.0)
-        largest = torch.finfo(self.subject.dtype).max / 10
-        ladder = [self._with({layer: Signed(e)}) for e in _ladder(scale) if e < largest]
-        if any(subject is None for subject in (*rounding, *ladder)):
-            return None  # a rule that takes no stabilizer
-
-        def is_cured(subject: Subject | None) -> bool:
-            assert subject is not None
-            origin = self.origin(subject)
-            return self._agrees_below(subject, layer) and (origin is None or origin.layer != layer)
-
-        def agrees(subject: Subject | None) -> bool:
-            assert subject is not None
-            return self._agrees_below(subject, layer)
-
-        # where it agrees already, there is nothing to gain by agreement alone
-        for helps in (is_cured,) if agrees(self.subject) else (is_cured, agrees):
-            for subject in rounding:
-                if helps(subject):
-                    return subject
-            # an epsilon that is large enough helps, and so does a larger one
-            index = bisect.bisect_left(ladder, True, key=helps)
-            if index < len(ladder):
-                return ladder[index]
+    def _culprit(self, tried: set[tuple[str, int]]) -> tuple[str, int] | None:
+        """Return the next layer to change with the number of the check that names it."""
+        for n, check in enumerate(self.checks):
+            layer = check(self.subject)
+            if layer is not None and layer in self.rules and (layer, n) not in tried:
+                return layer, n
         return None
+
+    def _least(self, layer: str, checks: Sequence[Check]) -> Subject | None:
+        """Return the subject with the least stabilizer of a layer that helps; None if none does."""
+        if _stabilized(self.rules[layer], RoundingAware()) is None:
+            return None
+
+        def helps(subject: Subject) -> bool:
+            return all(check(subject) != layer for check in checks)
+
+        for factor in _FACTORS:
+            subject = self._with({layer: RoundingAware(factor)})
+            if helps(subject):
+                return subject
+        # an epsilon that is large enough helps, and so does a larger one
+        largest = torch.finfo(self.subject.dtype).max / 10
+        epsilons = (e for e in _ladder(self.medians.get(layer, 1.0)) if e < largest)
+        ladder = [self._with({layer: Signed(epsilon)}) for epsilon in epsilons]
+        index = bisect.bisect_left(ladder, True, key=helps)
+        return ladder[index] if index < len(ladder) else None
 
     def _wider(self) -> tuple[Subject, float | None, str | None]:
         """Return the subject in the narrowest dtype that agrees with float64.
@@ -282,19 +271,16 @@ class _Adviser:
 
     # rules ---------------------------------------------------------------------------------------
 
-    def _with(self, stabilizers: Mapping[str, Stabilizer]) -> Subject | None:
-        """Return the subject with other stabilizers; None if a layer's rule takes none."""
+    def _with(self, stabilizers: Mapping[str, Stabilizer]) -> Subject:
+        """Return the subject with other stabilizers, where a layer's rule takes one."""
         rule_set = self.subject.rule_set()
-        named = dict(rule_set.named)
-        for layer, stabilizer in stabilizers.items():
-            other = _stabilized(named[layer], stabilizer)
-            if other is None and len(stabilizers) == 1:
-                return None
-            named[layer] = other or named[layer]
+        changed = {n: _stabilized(rule_set.named[n], s) for n, s in stabilizers.items()}
+        named = {**rule_set.named, **{n: rule for n, rule in changed.items() if rule is not None}}
         return replace(self.subject, fixed=replace(rule_set, named=named))
 
-    def _medians(self) -> dict[str, float]:
-        """Return the median denominator of each layer."""
+    @cached_property
+    def medians(self) -> dict[str, float]:
+        """The median denominator of each layer."""
         found = {}
         for one in watch(self.first, self.operations).records:
             median = one.denominators and one.denominators.sizes.quantile(0.5)
@@ -303,8 +289,8 @@ class _Adviser:
         return found
 
     def _changes(self) -> Iterator[Change]:
-        before, after = (s.rule_set().named for s in (self.first, self.subject))
-        for layer, rule in after.items():
+        before = self.first.rule_set().named
+        for layer, rule in self.rules.items():
             if _key(rule) != _key(before[layer]):
                 yield Change(layer, repr(before[layer]), repr(rule))
 

@@ -37,9 +37,9 @@ _ELSEWHERE = ("changes", "name_map", "relevances")  # of an advice, told in anot
 _TONES: dict[str, document.Tone] = {"stable": "good", "unstable": "warning", "not finite": "bad"}
 
 LEGEND = (
-    "From the output at the top to the input. A layer receives relevance at its output and hands "
-    "it down to its input; the difference is absorbed by its bias, by the stabilizer, by the rule "
-    "or a non-linear operation (other), or by rounding. amplified: absolute sum handed down over "
+    "From the output at the top to the input. A layer receives relevance at its output and "
+    "propagates it to its input; the difference is absorbed by its bias, the stabilizer, the rule "
+    "or a non-linear operation (other), or by rounding. amplified: absolute sum propagated over "
     "absolute sum received. zero, noise: denominators that are exactly 0, or less than their own "
     "rounding error. cancel 99%: sum |x w| over |z|, which 1% of the denominators exceed."
 )
@@ -47,7 +47,7 @@ LEGEND = (
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that a report tells."""
+    """What a report is made from."""
 
     about: About
     diagnosis: Diagnosis
@@ -188,7 +188,7 @@ def _origin(diagnosis: Diagnosis) -> Section:
             "stabilized": neuron.stabilized,
             "sum of |x w|": neuron.magnitude,
             "relevance received": neuron.relevance,
-            "handed down (absolute)": neuron.handed_down,
+            "propagated (absolute)": neuron.propagated,
         }
         items += [
             (name, str(v) if isinstance(v, tuple) else f"{v:.6g}")
@@ -197,7 +197,7 @@ def _origin(diagnosis: Diagnosis) -> Section:
         ]
     if origin.input is not None:
         given = origin.input
-        items.append(("input handed NaN or Inf", f"{given.index}, x = {given.x:.6g}"))
+        items.append(("input with NaN or Inf", f"{given.index}, x = {given.x:.6g}"))
     items += [("sees", part) for part in diagnosis.sees]
     lines = [f"Cause ({cause.kind}): {cause.what}.", f"Remedy: {cause.remedy}."]
     return Section("Where it starts", (Facts(tuple(items)), Notes(tuple(lines))))

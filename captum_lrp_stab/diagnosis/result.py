@@ -17,7 +17,7 @@ _NOTHING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What becomes of relevance, layer by layer.
+    """Where relevance goes, is lost and is amplified, layer by layer.
 
     The ``verdict`` is ``"stable"``, ``"unstable"`` (finite, but amplified past the threshold at
     some layer, or bit by bit to more than a million times the score) or ``"not finite"``.
@@ -160,7 +160,7 @@ class Diagnosis:
 
 
 HEADER = (
-    *("layer", "rule", "amplified", "received", "handed down"),
+    *("layer", "rule", "amplified", "received", "propagated"),
     *("bias", "stabilizer", "other", "rounding"),
     *("smallest |z|", "zero", "noise", "cancel 99%"),
 )
@@ -173,7 +173,7 @@ def row_of(layer: LayerRecord) -> tuple[str, ...]:
     shares, found = layer.shares, layer.denominators
     ends = [
         f"{flow.nonfinite} NaN/Inf" if flow.nonfinite else number(flow.total, 3)
-        for flow in (layer.received, layer.handed_down)
+        for flow in (layer.received, layer.propagated)
     ]
     if found is None:
         below: tuple[str, ...] = ("", "", "", "")

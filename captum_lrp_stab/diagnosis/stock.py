@@ -25,7 +25,7 @@ from captum_lrp_stab.task import Subject
 
 
 class _WatchedDriver(captum_reference.CaptumReference):
-    """Stock Captum with this package's rules, each of which tells an observer."""
+    """Stock Captum with this package's rules, each of which notifies an observer."""
 
     remedy = "take another form, such as 'gradient', or another model"
 
@@ -44,12 +44,12 @@ class _WatchedDriver(captum_reference.CaptumReference):
             if isinstance(rule, Rule) and not isinstance(rule, RoutingRule):
                 kind = type(modules[name]).__name__
                 operation = by_name.get(name) or Operation(name, kind, rule=rule)
-                _telling(rule, operation, self._observer)
+                _notifying(rule, operation, self._observer)
         return found
 
 
-def _telling(rule: Rule, operation: Operation, observer: Observer) -> None:
-    """Let one rule, of one layer, tell an observer of what it hands down."""
+def _notifying(rule: Rule, operation: Operation, observer: Observer) -> None:
+    """Let the rule of one layer notify an observer of the relevance it propagates."""
     own = rule.relevance  # bound to the class's, whatever is set on the instance
 
     def relevance(op: Affine, x: Tensor, z: Tensor, R: Tensor, protected: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
 """Why a layer is unstable, and what to do about it, in words.
 
-The cause is read off the numbers of the neuron that makes most of the trouble.
+The cause follows from the numbers of the neuron that the origin names.
 """
 
 import math
@@ -21,7 +21,7 @@ class Cause:
     """What happens at a layer, and the remedy.
 
     ``kind`` is one of ``overflow``, ``undefined``, ``exact zero``, ``epsilon underflows``,
-    ``pole``, ``cancellation``, ``near zero``, ``stabilizer``, ``handed down`` and
+    ``pole``, ``cancellation``, ``near zero``, ``stabilizer``, ``inherited`` and
     ``unknown``.
     """
 
@@ -63,8 +63,8 @@ def cause_of(origin: Origin, dtype: torch.dtype) -> Cause:
         if math.isfinite(neuron.relevance):
             return overflow
         return Cause(
-            "handed down",
-            "its relevance is not finite already where it is received",
+            "inherited",
+            "the relevance it receives is not finite already",
             "look at the operations above this layer: exp, log, division, sums of large values",
         )
     if origin.trouble in (Trouble.GROWTH, Trouble.EXCESS) or abs(s) < abs(d):
@@ -107,7 +107,7 @@ def _small(neuron: Neuron, d: float, s: float, typical: float, dtype: torch.dtyp
     if magnitude <= _ORDINARY * typical and abs(neuron.relevance) > abs(d):
         return Cause(
             "near zero",
-            f"relevance of {neuron.relevance:.3g} is divided by {s:.3g}: a rule above hands down "
+            f"relevance of {neuron.relevance:.3g} is divided by {s:.3g}: a rule above propagates "
             "relevance that is not proportional to this layer's output",
             "give the layer a larger epsilon, or the layers above a rule that is proportional to "
             "its input (epsilon, gamma, z-plus)",

@@ -73,7 +73,7 @@ def _outline(passage: Passage, received: Flow) -> LayerRecord:
         None if passage.site is None else passage.site.rule,
         shape=tuple(passage.output.shape),
         received=received,
-        handed_down=flows,
+        propagated=flows,
         nonfinite_input=bad,
     )
 
@@ -90,7 +90,7 @@ def examine(passage: Passage, overflow: Index | None = None) -> LayerRecord:
     with torch.no_grad():
         sent = _sent(passage)
         if sent is None:  # a rule with a backward pass of its own, of which nothing is known
-            lost = record.received.total - record.handed_down.total
+            lost = record.received.total - record.propagated.total
             return replace(record, shares=Shares(rule=lost))
         record = replace(record, shares=_shares(record, passage, received, sent))
         return _with_neurons(record, passage, received, sent, overflow) if sent else record
@@ -105,7 +105,7 @@ def absorbed(operation: Operation, lost: float, record: LayerRecord, dtype: torc
         record: With the flow at both ends.
         dtype: Of the pass.
     """
-    if abs(lost) <= 64 * torch.finfo(dtype).eps * (record.received.l1 + record.handed_down.l1):
+    if abs(lost) <= 64 * torch.finfo(dtype).eps * (record.received.l1 + record.propagated.l1):
         return Shares(rounding=lost)
     if operation.fallback or operation.treatment is Treatment.SOFTMAX:
         return Shares(operation=lost)
@@ -195,7 +195,7 @@ def _shares(
         else:
             explained += group.share * total_of(received * group.distributed)
     shares = Shares(bias, stabilizer, record.received.total - explained)
-    rest = record.received.total - record.handed_down.total - shares.total
+    rest = record.received.total - record.propagated.total - shares.total
     if passage.site is None:
         return shares + absorbed(passage.operation, rest, record, passage.z.dtype)
     return shares + Shares(rounding=rest)
@@ -282,7 +282,7 @@ def _first_bad(passage: Passage, sent: Sequence[_Sent]) -> Index | None:
 
 def _overflowing(record: LayerRecord, passage: Passage, sent: Sequence[_Sent]) -> Index | None:
     """Return the output whose message, though finite, is too large times the layer's weights."""
-    if not record.handed_down.nonfinite or passage.site is None or passage.messages is None:
+    if not record.propagated.nonfinite or passage.site is None or passage.messages is None:
         return None
     op, ones = passage.site.op, torch.ones_like(wide(passage.inputs[0]))
     total = torch.zeros_like(sent[0].message)

@@ -1,12 +1,12 @@
-"""Where instability starts: the first layer at which something is not finite, or blows up.
+"""Where instability starts: the first layer at which values are not finite, or grow too much.
 
-The forward pass is looked at before the backward pass, in which the first layer is the one nearest
-to the output. What counts as trouble:
+The forward pass comes before the backward pass, in which the first layer is the one nearest to the
+output. What counts as trouble:
 
 - outputs that are not finite, of inputs that are;
 - relevance that is not finite, of relevance that is;
 - a form that rewrites the forward pass: outputs more than ``GROWTH`` times as large as they are;
-- a layer, or one neuron alone, that hands down more than ``threshold`` times the relevance that the
+- a layer, or one neuron alone, that propagates more than ``threshold`` times the relevance that the
   whole layer received, in absolute value;
 - a stabilizer that moves denominators towards 0 and thereby adds more than ``EXCESS`` times the
   relevance that the layer received. Signed stabilizers, clipping and LRP-0 never do.
@@ -43,7 +43,7 @@ class Origin:
     """The first layer at which there is trouble, and the neuron that makes most of it.
 
     ``direction`` is ``"forward"`` or ``"backward"``; ``count`` how many values are not finite;
-    ``factor`` how many times the relevance received is handed down, by the layer or by the neuron
+    ``factor`` how many times the relevance received is propagated, by the layer or by the neuron
     alone if that is more.
     """
 
@@ -107,7 +107,7 @@ def locate(
         if record.growth > GROWTH and not nonfinite_only:
             return _origin(record, Trouble.GROWTH)
     for record in reversed(records):
-        if record.handed_down.nonfinite or record.received.nonfinite:
+        if record.propagated.nonfinite or record.received.nonfinite:
             return _origin(record, Trouble.NONFINITE)
         if nonfinite_only:
             continue
@@ -132,7 +132,7 @@ def _origin(record: LayerRecord, trouble: Trouble) -> Origin:
         record.stabilizer,
         trouble,
         "forward" if trouble in (Trouble.OVERFLOW, Trouble.GROWTH) else "backward",
-        record.overflow if trouble is Trouble.OVERFLOW else record.handed_down.nonfinite,
+        record.overflow if trouble is Trouble.OVERFLOW else record.propagated.nonfinite,
         factor,
         neuron if neuron is not None or record.nonfinite_input is not None else record.strongest,
         record.nonfinite_input if not_finite else None,

@@ -1,8 +1,8 @@
-"""What is known of each layer after one pass: records, without tensors.
+"""Records of the layers of one pass, as plain numbers, and the ledger that sums them up.
 
-A layer *receives* relevance at its output and *hands it down* to its inputs. The difference is
-absorbed: by biases, by the stabilizer, by the rule itself, by an operation that is no linear map,
-by rounding. Sums run over the whole batch.
+A layer *receives* relevance at its output and *propagates* it to its inputs. The difference is
+absorbed by biases, the stabilizer, the rule itself, an operation that is not linear, or rounding.
+Sums run over the whole batch.
 """
 
 import math
@@ -119,7 +119,7 @@ class Denominators:
 class Neuron:
     """One output of a layer: the values that make its relevance what it is.
 
-    ``handed_down`` is the L1 norm of what the neuron alone hands down: its relevance times the sum
+    ``propagated`` is the L1 norm of what the neuron alone propagates: its relevance times the sum
     of its absolute contributions over the stabilized denominator. What is not known is None.
     """
 
@@ -129,13 +129,13 @@ class Neuron:
     denominator: float | None = None
     stabilized: float | None = None
     magnitude: float | None = None  # sum of absolute contributions
-    handed_down: float | None = None
+    propagated: float | None = None
     stabilized_in_float64: float | None = None  # of the same denominator
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a layer that was handed something that is not finite."""
+    """One input of a layer, with a relevance that is not finite."""
 
     index: tuple[int, ...]
     x: float
@@ -154,16 +154,18 @@ class LayerRecord:
     shape: tuple[int, ...]
     has_rule: bool
     received: Flow = Flow()
-    handed_down: Flow = Flow()
+    propagated: Flow = Flow()
     shares: Shares = Shares()
-    peak: float | None = None  # what one neuron hands down, over all that the layer received
+    peak: float | None = (
+        None  # the most that one neuron propagates, over all that the layer received
+    )
     excess: float = 0.0  # what the stabilizer added, over all that the layer received
     growth: float = 1.0  # of the output itself, where the form rewrites it
     overflow: int = 0  # outputs that are not finite though the layer's input is
     denominators: Denominators | None = None
-    strongest: Neuron | None = None  # hands down the most
+    strongest: Neuron | None = None  # propagates the most
     first_nonfinite: Neuron | None = None  # whose output or message is not finite
-    nonfinite_input: Input | None = None  # the first input that was handed NaN or Inf
+    nonfinite_input: Input | None = None  # the first input that gets NaN or Inf
     use: int = 0  # of several uses of the layer in one pass
 
     @property
@@ -173,17 +175,16 @@ class LayerRecord:
 
     @property
     def amplification(self) -> float | None:
-        """L1 handed down over L1 received; None where nothing was received."""
-        return self.handed_down.l1 / self.received.l1 if self.received.l1 else None
+        """The L1 norm propagated over that received; None where nothing was received."""
+        return self.propagated.l1 / self.received.l1 if self.received.l1 else None
 
 
 @dataclass(frozen=True)
 class Ledger:
     """score = relevance of the inputs + what the layers absorb + what is unaccounted for.
 
-    ``elsewhere`` is what rounding makes of sums where the network branches, and of the operations
-    that hand down what they receive value by value; if it is more than rounding, relevance was lost
-    at a place that has no record.
+    ``elsewhere`` is the rounding of sums where the network branches, and of operations without a
+    record, which redistribute all they receive; if it is more, relevance was lost at one of these.
     """
 
     score: float

@@ -41,7 +41,7 @@ _CONSERVING = frozenset(
 
 
 class Collector(Observer):
-    """Makes a record of each layer that divides.
+    """Records each layer that divides.
 
     Args:
         denominators: Look at the denominators too, which costs most.
@@ -109,7 +109,7 @@ class FlowProbe(Probe):
 
     Args:
         name: Of the operation.
-        at_input: Look at what it hands down.
+        at_input: Look at its inputs, or else at its output.
     """
 
     def __init__(self, name: str, at_input: bool) -> None:
@@ -218,7 +218,7 @@ def _of_numbers(record: LayerRecord, operation: Operation) -> LayerRecord:
 
 
 def _took_part(record: LayerRecord) -> bool:
-    flows = record.received, record.handed_down
+    flows = record.received, record.propagated
     return bool(record.overflow or any(flow.l1 or flow.nonfinite for flow in flows))
 
 
@@ -228,12 +228,12 @@ def _without_rule(
     received, strongest = output.flow, None
     if given.loudest is not None:
         size, index, relevance = given.loudest
-        strongest = Neuron(index, math.nan, relevance, handed_down=size)
+        strongest = Neuron(index, math.nan, relevance, propagated=size)
     record = record_of(
         operation,
         None,
         received=received,
-        handed_down=given.flow,
+        propagated=given.flow,
         peak=given.flow.largest / received.l1 if received.l1 else None,
         overflow=0 if given.overflow else output.overflow,
         strongest=strongest,
@@ -322,7 +322,7 @@ def amplification_of(records: Sequence[LayerRecord]) -> dict[str, float | None]:
     """
     return {
         record.name: None
-        if record.received.nonfinite or record.handed_down.nonfinite
+        if record.received.nonfinite or record.propagated.nonfinite
         else record.amplification
         for record in records
         if record.has_rule or record.rule != "moved"

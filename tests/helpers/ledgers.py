@@ -198,7 +198,7 @@ class Expected:
     """What a record has to say."""
 
     received: Tensor
-    handed_down: Tensor
+    propagated: Tensor
     bias: float = 0.0
     stabilizer: float = 0.0
     rule: float = 0.0

@@ -183,4 +183,4 @@ def test_one_neuron_alone() -> None:
     assert record.amplification == pytest.approx(1.0, rel=1e-3)
     assert record.peak == pytest.approx(1e4, rel=1e-2)
     assert origin_of(found).factor == pytest.approx(record.peak)
-    assert origin_of(found).neuron.handed_down == pytest.approx(2e4, rel=1e-2)
+    assert origin_of(found).neuron.propagated == pytest.approx(2e4, rel=1e-2)

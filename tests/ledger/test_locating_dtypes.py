@@ -37,7 +37,7 @@ def test_half_precision(dtype, form) -> None:
     assert [r.name for r in found.layers] == [r.name for r in exact.layers]
     for ours, true in zip(found.layers, exact.layers, strict=True):
         scale = true.received.l1
-        pairs = [(ours.received.l1, true.received.l1), (ours.handed_down.l1, true.handed_down.l1)]
+        pairs = [(ours.received.l1, true.received.l1), (ours.propagated.l1, true.propagated.l1)]
         pairs += [(getattr(ours.shares, n), getattr(true.shares, n)) for n in SHARES]
         for one, other in pairs:
             assert abs(one - other) <= tolerance * scale, (ours.name, ours.shares, true.shares)
@@ -60,7 +60,7 @@ def test_float16_is_no_trouble_by_itself() -> None:
     assert found.verdict == "stable", str(found)
     record = next(r for r in found.layers if r.name == "0")
     assert record.peak == pytest.approx(0.5)
-    assert record.strongest.handed_down == pytest.approx(3.0)
+    assert record.strongest.propagated == pytest.approx(3.0)
 
 
 def test_noise_is_that_of_the_dtype() -> None:
@@ -155,9 +155,9 @@ def record(name: str, **changes) -> LayerRecord:
 
 def test_what_is_looked_for_in_which_order() -> None:
     grown = record("a", growth=3.0)
-    loud = record("b", handed_down=Flow(1.0, 2e3, 1.0))
+    loud = record("b", propagated=Flow(1.0, 2e3, 1.0))
     added = record("c", excess=2.0)
-    bad = record("d", handed_down=Flow(1.0, 1.0, 1.0, 1))
+    bad = record("d", propagated=Flow(1.0, 1.0, 1.0, 1))
     overflowing = record("e", overflow=1)
     quiet = record("f")
 

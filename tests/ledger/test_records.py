@@ -60,15 +60,15 @@ def partial_rule(rule):
 
 
 def assert_record(record: LayerRecord, wanted: Expected, moves_away: bool) -> None:
-    if not wanted.handed_down.isfinite().all():  # 0/0, which only the gradient form takes for 0
-        bad = record.received, record.handed_down
+    if not wanted.propagated.isfinite().all():  # 0/0, which only the gradient form takes for 0
+        bad = record.received, record.propagated
         assert max(flow.nonfinite for flow in bad) > 0 or record.overflow
         return
     l1 = float(wanted.received.abs().sum())
     exact = partial(pytest.approx, rel=1e-11, abs=1e-12 * l1)
     for flow, dense in (
         (record.received, wanted.received),
-        (record.handed_down, wanted.handed_down),
+        (record.propagated, wanted.propagated),
     ):
         assert flow.total == exact(float(dense.sum()))
         assert flow.l1 == exact(float(dense.abs().sum()))
@@ -79,8 +79,8 @@ def assert_record(record: LayerRecord, wanted: Expected, moves_away: bool) -> No
     assert shares.stabilizer == exact(wanted.stabilizer)
     assert shares.rule == exact(wanted.rule)
     assert shares.operation == 0
-    assert abs(shares.rounding) <= 1e-12 * max(l1, record.handed_down.l1)
-    assert record.amplification == pytest.approx(float(wanted.handed_down.abs().sum()) / l1)
+    assert abs(shares.rounding) <= 1e-12 * max(l1, record.propagated.l1)
+    assert record.amplification == pytest.approx(float(wanted.propagated.abs().sum()) / l1)
     assert record.peak == pytest.approx(wanted.peak, rel=1e-10)
     assert record.excess == pytest.approx(0.0 if moves_away else wanted.excess, rel=1e-9, abs=1e-12)
     assert record.growth == pytest.approx(wanted.growth, rel=1e-11)
@@ -110,13 +110,18 @@ def is_moving_away(rule, stabilizer):
     return stabilizer in MOVING_AWAY and rule != "epsilon-unsigned"
 
 
-@pytest.mark.parametrize("form", forms.NAMES)
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("rule", RULES)
-def test_a_record_against_dense_formulas(rule, layer, form) -> None:
-    for stabilizer in ("none", "signed", "additive"):
-        record, wanted = pair(rule, stabilizer, layer, form)
-        assert_record(record, wanted, is_moving_away(rule, stabilizer))
+IN_TURN = [  # every rule on every layer in every form once, under every stabilizer on two layers
+    (rule, layer, form, ("none", "signed", "additive")[(i + j) % 3])
+    for rule in RULES
+    for i, layer in enumerate(LAYERS)
+    for j, form in enumerate(forms.NAMES)
+]
+
+
+@pytest.mark.parametrize(("rule", "layer", "form", "stabilizer"), IN_TURN)
+def test_a_record_against_dense_formulas(rule, layer, form, stabilizer) -> None:
+    record, wanted = pair(rule, stabilizer, layer, form)
+    assert_record(record, wanted, is_moving_away(rule, stabilizer))
 
 
 @pytest.mark.parametrize("form", forms.NAMES)
@@ -128,8 +133,8 @@ def test_other_stabilizers(rule, stabilizer, form) -> None:
 
 
 @pytest.mark.parametrize("form", ["gradient", "relevance"])
-@pytest.mark.parametrize("layer", ["linear", "conv2d-groups", "batch_norm2d"])
-@pytest.mark.parametrize("rule", ["gamma", "epsilon", "alpha2-beta1", "z_plus"])
+@pytest.mark.parametrize("layer", ["conv2d-groups", "batch_norm2d"])
+@pytest.mark.parametrize("rule", ["gamma", "epsilon", "alpha2-beta1"])
 def test_a_slightly_wrong_formula_is_found_out(rule, layer, form) -> None:
     """The negative control of the tests above."""
     record, wanted = pair(rule, "signed", layer, form)
@@ -140,7 +145,7 @@ def test_a_slightly_wrong_formula_is_found_out(rule, layer, form) -> None:
         {"stabilizer": wanted.stabilizer - 1e-6 * l1},
         {"rule": wanted.rule + 1e-6 * l1},
         {"received": wanted.received * (1 + 1e-6)},
-        {"handed_down": wanted.handed_down * (1 + 1e-6)},
+        {"propagated": wanted.propagated * (1 + 1e-6)},
         {"peak": wanted.peak * (1 + 1e-6)},
         {"growth": wanted.growth * (1 + 1e-6)},
         {"count": wanted.count + 1},
@@ -180,8 +185,8 @@ def test_the_pass_rule_hands_down_all(layer, form) -> None:
     (record,) = (r for r in found.layers if r.has_rule)
     R = model.layer(x).detach().flatten(1) * model.weights
     assert record.received.l1 == pytest.approx(float(R.abs().sum()), rel=1e-12)
-    assert record.handed_down.total == pytest.approx(float(R.sum()), rel=1e-12)
-    assert record.handed_down.l1 == pytest.approx(float(R.abs().sum()), rel=1e-12)
+    assert record.propagated.total == pytest.approx(float(R.sum()), rel=1e-12)
+    assert record.propagated.l1 == pytest.approx(float(R.abs().sum()), rel=1e-12)
     assert record.denominators is None and record.peak is None
     assert abs(record.shares.total) <= 1e-12 * record.received.l1
     assert abs(found.ledger.elsewhere) <= 1e-12 * record.received.l1
