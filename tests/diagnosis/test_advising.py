@@ -43,7 +43,8 @@ from tests.helpers.plantings import clean_run, planting
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = range(200)
-SOME = tuple(7 * i + i % 7 for i in range(14))  # every kind twice
+SOME = range(7)  # every kind, in every architecture
+LEAST = [1, 16]
 
 
 def form_of(case: Planting) -> Any:
@@ -98,7 +99,10 @@ def half_a_decade_less(epsilon: float) -> float:
     return float(f"1e{exponent}" if digit == "3" else f"3e{int(exponent) - 1}")
 
 
-@pytest.mark.parametrize("seed", [1, 15, 50, 113, 120, 16, 30])
+@pytest.mark.parametrize(
+    "seed",
+    [*LEAST, *(pytest.param(s, marks=pytest.mark.slow) for s in (15, 30, 50, 113, 120))],
+)
 def test_the_epsilon_is_the_least(seed):
     case, advice = planting(seed), advised(seed)
     (change,) = advice.changes
@@ -160,13 +164,19 @@ MAPS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("trouble", PLACES)
-@pytest.mark.parametrize("rules", MAPS)
+@cache
+def advised_on(rules: str, trouble: str) -> Advice:
+    return advise(*mixed(trouble), 1, MAPS[rules])
+
+
+@pytest.mark.parametrize(
+    ("rules", "trouble"), [*((rules, "last") for rules in MAPS), ("name_map", "functional")]
+)
 def test_rules_of_every_kind(rules, trouble):
     model, x = mixed(trouble)
     run = model, x, 1
     assert diagnose(*run, MAPS[rules]).origin.layer == PLACES[trouble]
-    advice = advise(*run, MAPS[rules])
+    advice = advised_on(rules, trouble)
     assert [c.layer for c in advice.changes] == [PLACES[trouble]] and advice.dtype is None
     found = error(*run, advice.name_map)
     assert is_within(found) and advice.error == pytest.approx(found, rel=1e-6)
@@ -332,7 +342,7 @@ def assert_equal_maps(one: Any, other: Any) -> None:
             assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) else a == b
 
 
-@pytest.mark.parametrize("seed", [0, 1, 6, 7, 8, 16])
+@pytest.mark.parametrize("seed", [0, 1, 6])
 def test_as_python(seed):
     advice = advised(seed)
     assert_equal_maps(executed(advice), advice.name_map)
@@ -341,7 +351,7 @@ def test_as_python(seed):
 @pytest.mark.parametrize("rules", MAPS)
 def test_as_python_of_every_kind_of_rule(rules):
     model, x = mixed("last")
-    advice = advise(model, x, 1, MAPS[rules])
+    advice = advised_on(rules, "last")
     assert_equal_maps(executed(advice), advice.name_map)
     pair = [relevance(model, x, 1, r, x.dtype) for r in (advice.name_map, executed(advice))]
     assert torch.equal(*pair)
