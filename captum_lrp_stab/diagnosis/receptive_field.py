@@ -1,22 +1,24 @@
-"""Which part of each model input moves a neuron, for the phrase ``sees`` of a diagnosis.
+"""Which part of each model input can move a neuron, for the phrase ``sees`` of a diagnosis.
 
-A part counts where the neuron's coefficient under LRP-0 (on a network of ReLUs its gradient) is not
-0: at the input that is explained, or at one of a few random inputs, because a ReLU that is off and
-the choice of a max pool hide at one input what they show at another. What LRP holds constant, such
-as a gate or the statistics of a normalisation, does not count: no relevance gets there.
+It is where the gradient of the neuron is not 0, in a copy of the model with random positive weights
+and on random positive inputs: there no ReLU is off and nothing cancels. LRP holds gates and the
+statistics of normalisations constant; what acts on the neuron through these alone does not count,
+because no relevance gets there. Neither does what a max pool chose in none of a few such runs.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_stab.errors import LRPError
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.probes import Probe
+from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.standard import ZeroRule
 from captum_lrp_stab.task import Subject, on
 
@@ -59,8 +61,7 @@ class Box:
         return ", ".join(parts) or "the only value"
 
 
-_RANDOM = 3
-"""Random inputs that are looked at beside the input itself."""
+_RUNS = 3
 _UNTOLD = (LRPError, RuntimeError, IndexError, StopIteration)
 """What a pass ends with that cannot be followed, or has no such neuron."""
 
@@ -68,7 +69,7 @@ _UNTOLD = (LRPError, RuntimeError, IndexError, StopIteration)
 def receptive_field(
     subject: Subject, layer: str, index: tuple[int, ...], use: int = 0
 ) -> tuple[Box | None, ...]:
-    """Return the part of each input that moves a neuron; None where there is none.
+    """Return the part of each input that can move a neuron; None where there is none.
 
     Args:
         subject: What is attributed; its rules decide what operations are called.
@@ -80,18 +81,18 @@ def receptive_field(
         A box for each input; nothing if there is no such neuron, or the model cannot be followed.
     """
     rules = replace(subject, form=GradientForm, stabilizer=None, merge_batch_norm=False)
-    plain = rules.changing(lambda rule: on(ZeroRule(), rule.layer))
+    plain = rules.changing(lambda rule: on(_Gradient(), rule.layer))
+    generator = torch.Generator().manual_seed(0)  # torch's own stays as it is
     found: list[Tensor] = []
     with warnings.catch_warnings(), torch.autocast(subject.inputs[0].device.type, enabled=False):
         warnings.simplefilter("ignore")
-        with suppress(LRPError):
-            if torch.finfo(subject.dtype).bits < 32:  # in which small gradients are 0
-                plain = plain.copied(torch.float32)
-        for seed in range(_RANDOM + 1):
-            with suppress(*_UNTOLD):  # a model may refuse what is no picture
-                more = _moved_by(_random(plain, seed) if seed else plain, layer, index, use)
-                pairs = zip(found, more, strict=True)
-                found = [a | b for a, b in pairs] if found and more else found or more
+        with suppress(*_UNTOLD):
+            copied = plain.copied(torch.float32)
+            _make_positive(copied.model, generator)
+            for _ in range(_RUNS):
+                drawn = tuple(_drawn(x, generator) for x in copied.inputs)
+                more = _moved_by(replace(copied, inputs=drawn), layer, index, use)
+                found = [a | b for a, b in zip(found, more, strict=True)] if found else more
     return tuple(map(_box, found))
 
 
@@ -102,25 +103,30 @@ def _moved_by(subject: Subject, layer: str, index: tuple[int, ...], use: int) ->
         subject.propagate((inputs, _Neuron(layer, index, use, inputs)))
     except _Reached as reached:
         pairs = zip(reached.gradients, subject.inputs, strict=True)
-        return [_not_0(torch.zeros_like(x) if g is None else g) for g, x in pairs]
+        return [(torch.zeros_like(x) if g is None else g) != 0 for g, x in pairs]
     return []
 
 
-def _not_0(gradient: Tensor) -> Tensor:
-    """Return where a gradient is not 0; NaN, which is all around a division by 0, if nowhere."""
-    known = gradient.nan_to_num(0.0) != 0
-    return known if known.any() else gradient != 0
+def _drawn(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return positive numbers, of many sizes so that a max pool chooses differently by channel."""
+    count = min(t.numel(), 65_521)  # a prime, after which they repeat: to draw takes long
+    drawn = torch.randn(count, generator=generator, dtype=t.dtype).exp().to(t.device)
+    return drawn.repeat(-(-t.numel() // max(count, 1)))[: t.numel()].reshape(t.shape)
 
 
-def _random(subject: Subject, seed: int) -> Subject:
-    """Return the subject with random inputs, as large as its own."""
+def _make_positive(model: nn.Module, generator: torch.Generator) -> None:
+    """Give a model random positive weights.
 
-    def other(x: Tensor) -> Tensor:
-        generator = torch.Generator(x.device).manual_seed(seed)  # torch's own stays as it is
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return noise * (x.abs().square().mean().sqrt() or 1)
-
-    return replace(subject, inputs=tuple(map(other, subject.inputs)))
+    They take means over channels, and what is between means and sums over positions: neither values
+    nor the gradients at the edge of a receptive field become too large or too small with depth.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            channels, positions = weight.shape[1:2].numel(), weight.shape[2:].numel()
+            weight.copy_(_drawn(weight, generator) / (channels * math.sqrt(positions)))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.zero_()
 
 
 def _box(part: Tensor) -> Box | None:
@@ -128,6 +134,14 @@ def _box(part: Tensor) -> Box | None:
     if not len(places):
         return None
     return Box(tuple(places.amin(0).tolist()), tuple((places.amax(0) + 1).tolist()))
+
+
+class _Gradient(ZeroRule):
+    """LRP-0 that counts what an output of exactly 0 reads too, of which 0/0 is 0 otherwise."""
+
+    def coefficient(self, op: Affine, x: Tensor, z: Tensor, c: Tensor) -> Tensor:
+        """Return the gradient of ``x``."""
+        return op.vjp(c, x, op.weight)
 
 
 class _Reached(Exception):

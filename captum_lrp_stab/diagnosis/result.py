@@ -22,7 +22,7 @@ class Diagnosis:
     The ``verdict`` is ``"stable"``, ``"unstable"`` (finite, but amplified past the threshold at
     some layer, or bit by bit to more than a million times the score) or ``"not finite"``.
     ``origin`` is the first place where that starts, ``cause`` why and what to do about it; ``sees``
-    says which part of each input moves the neuron there. ``layers`` has a record of every use
+    says which part of each input can move the neuron there. ``layers`` has a record of every use
     of every layer and operation that relevance passes, in order of execution, and ``ledger`` their
     sum. ``fallbacks`` are the operations that relevance passes under their plain gradient, because
     no LRP rule is known for them. ``dtype_is_cause`` says whether the same attribution is stable in
@@ -47,7 +47,7 @@ class Diagnosis:
 
     @property
     def sees(self) -> tuple[str, ...]:
-        """Which part of each input moves the neuron at the origin, in words."""
+        """Which part of each input can move the neuron at the origin, in words."""
         pairs = zip(self.receptive_field, self.relevances, strict=False)
         return tuple("nothing" if b is None else b.describe(R.shape[1:]) for b, R in pairs)
 
