@@ -62,7 +62,7 @@ class Box:
 
 
 _RUNS = 3
-_UNTOLD = (LRPError, RuntimeError, IndexError, StopIteration)
+_UNTOLD = (LRPError, RuntimeError, IndexError, ValueError, StopIteration)
 """What a pass ends with that cannot be followed, or has no such neuron."""
 
 
