@@ -65,19 +65,19 @@ class CaptumReference(Reference):
                 overlooks a layer.
         """
         subject = subject.copied()
-        model, names = subject.model, [operation.name for operation in operations]
-        modules = dict(model.named_modules())
+        model, names = subject.model, {operation.name for operation in operations}
         check_seen(model, self.remedy)
-        # Captum's module for additions is a leaf to Captum, and an operation in a module to us
-        ends = {name: name.removesuffix(".add_0") for name in names}
-        ends = {n: m for n, m in ends.items() if isinstance(modules.get(m), Addition_Module)}
         rules = self.rules(model, operations)
+        seen_as = {name: name for name, _ in model.named_modules() if name in names}
+        for name, module in model.named_modules():
+            # a leaf to Captum, and an operation in a module to us
+            if isinstance(module, Addition_Module) and f"{name}.add_0" in names:
+                seen_as[name] = f"{name}.add_0"
         self._attach(model, rules)
         # where a layer's output is the very tensor that feeds a rule, Captum turns its gradient
         # into relevance in a hook of its own; the output of a layer with a rule it copies
         plain = [n for n, m in leaf_modules(model) if type(m) in SUPPORTED_NON_LINEAR_LAYERS]
         late = set(plain) - rules.keys()
-        watch = Watch(model, names, inputs=False, values=False, late=late, ends=ends)
         inputs = tuple(x.requires_grad_() for x in subject.inputs)
         stock = StockLRP(model)
         score = score_of(subject.forward(inputs), subject.target).detach()
@@ -93,14 +93,15 @@ class CaptumReference(Reference):
             return relevances
 
         stock.gradient_func = gradients
-        with watch.active():
+        with Watch(model, values=False) as watch:
+            for name, shown in seen_as.items():
+                watch.output(shown, model.get_submodule(name), name in late)
             target = in_captums_form(subject.target)
             stock.attribute(inputs, target, subject.additional_forward_args)
         seen = watch.recording(tuple(r.detach() for r in relevances), score)
-        for name in names:
-            rule = rules.get(ends.get(name, name))
-            if isinstance(rule, Rule):
-                self._note(seen, name, rule)
+        for name, shown in seen_as.items():
+            if isinstance(rules.get(name), Rule):
+                self._note(seen, shown, rules[name])
         return seen
 
     def _note(self, seen: Recording, name: str, rule: PropagationRule) -> None:

@@ -3,10 +3,8 @@
 A layer may run several times in one pass; each use has its own record, in order of execution.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,59 +115,54 @@ class Recording:
 class Watch:
     """Hooks that record relevance at the modules of a model, under another implementation.
 
-    The gradient of a layer's output is its relevance there. Watching must not change the result:
-    only with ``inputs=True`` an input is copied, so that its gradient is of this layer alone.
+    The gradient of a layer's output is its relevance there. Leave the context to remove the hooks;
+    what was recorded stays.
 
     Args:
         model: The model.
-        names: The modules to watch; names of no module are skipped.
-        inputs: Watch inputs as well.
-        values: Keep the values too, not their relevance alone.
-        late: Of the modules, those whose output is hooked last, after the whole forward pass.
-        ends: The module whose output is a layer's, where it is not the layer's own.
+        values: Keep the values of outputs too, not their relevance alone.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        names: Sequence[str],
-        inputs: bool,
-        values: bool = True,
-        late: Collection[str] = (),
-        ends: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        self._modules = dict(model.named_modules())
-        known = (n for n in dict.fromkeys(names) if ends.get(n, n) in self._modules)
-        self._names = list(known)
-        self._at_input, self._values, self._late, self._ends = inputs, values, late, ends
-        self._waiting: list[tuple[Uses, int, Tensor]] = []  # until the forward pass is over
-        self._handles: list[Any] = []
+    def __init__(self, model: nn.Module, values: bool = True) -> None:
+        self._values = values
         self._outputs: dict[str, Uses] = {}
         self._inputs: dict[str, Uses] = {}
+        self._waiting: list[tuple[Uses, int, Tensor]] = []  # until the forward pass is over
+        self._handles: list[Any] = [model.register_forward_hook(self._hook_waiting)]
 
-    @contextmanager
-    def active(self) -> Iterator["Watch"]:
-        """Watch until the exit; what was recorded stays."""
-        try:
-            for name in self._names:
-                if self._at_input and name in self._modules:
-                    before = self._entering(self._inputs.setdefault(name, Uses(name, True)))
-                    self._handles.append(
-                        self._modules[name].register_forward_pre_hook(before, with_kwargs=True)
-                    )
-                self.output_of(name, self._modules[self._ends.get(name, name)])
-            self._handles.append(self._modules[""].register_forward_hook(self._hook_late))
-            yield self
-        finally:
-            for handle in self._handles:
-                handle.remove()
+    def __enter__(self) -> "Watch":
+        """Return the watch."""
+        return self
 
-    def output_of(self, name: str, module: nn.Module) -> None:
-        """Watch the output of one more module, under a name."""
-        after = self._leaving(self._outputs.setdefault(name, Uses(name, False, self._values)))
-        self._handles.append(module.register_forward_hook(after))
+    def __exit__(self, *error: object) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
-    def _entering(self, uses: Uses) -> Any:
+    def output(self, name: str, module: nn.Module, late: bool = False) -> None:
+        """Watch the output of a module.
+
+        Args:
+            name: To record it under.
+            module: The module.
+            late: Hook it after the whole forward pass, when all other hooks on it are known.
+        """
+        uses = self._outputs[name] = Uses(name, False, self._values)
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensors = tensors_in((output,), {})
+            for position, t in enumerate(tensors, uses.start(tensors, False)):
+                if t.requires_grad and late:
+                    self._waiting.append((uses, position, t))
+                elif t.requires_grad:
+                    _note(uses, position, t)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def input(self, name: str, module: nn.Module) -> None:
+        """Watch what reaches the input of a module: a copy, whose gradient is of this one alone."""
+        uses = self._inputs[name] = Uses(name, True)
+
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             tensors = [t for t in tensors_in(args, kwargs) if t.requires_grad]
             copies = {id(t): t.clone() for t in tensors}
@@ -181,22 +174,9 @@ class Watch:
 
             return mapped(change, args), mapped(change, kwargs)
 
-        return hook
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _leaving(self, uses: Uses) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = tensors_in((output,), {})
-            for position, t in enumerate(tensors, uses.start(tensors, False)):
-                if not t.requires_grad:
-                    continue
-                if uses.name in self._late:
-                    self._waiting.append((uses, position, t))
-                else:
-                    _note(uses, position, t)
-
-        return hook
-
-    def _hook_late(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _hook_waiting(self, module: nn.Module, args: Any, output: Any) -> None:
         for uses, position, t in self._waiting:
             _note(uses, position, t)
         self._waiting.clear()

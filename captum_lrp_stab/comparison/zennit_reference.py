@@ -82,15 +82,19 @@ class ZennitReference(Reference):
         if composite is None:
             composite = composite_of(model, operations)
         leaves = tuple(x.requires_grad_() for x in subject.inputs)
-        # a layer and its batch norm are one layer, whose output is the batch norm's
-        ends = {o.name: o.batch_norm for o in operations if o.batch_norm}
-        watch = Watch(model, [o.name for o in operations], inputs=True, ends=ends)
-        with watch.active(), composite.context(model):
+        modules, watch = dict(model.named_modules()), Watch(model)
+        for operation in {o.name: o for o in operations if o.name in modules}.values():
+            watch.input(operation.name, modules[operation.name])
+            # a layer and its batch norm are one layer, whose output is the batch norm's
+            last = operation.batch_norm or operation.name
+            if last in modules:
+                watch.output(operation.name, modules[last])
+        with watch, composite.context(model):
             if self.exact_merge:
                 _make_exact(zennit, composite)
             for name, module in model.named_modules():
                 if isinstance(module, zennit.layer.Sum):  # what a canonizer made of an addition
-                    watch.output_of(name.replace("canonizer_sum", "add_0"), module)
+                    watch.output(name.replace("canonizer_sum", "add_0"), module)
             with torch.enable_grad():
                 output = subject.forward(leaves)
                 score = score_of(output, subject.target)
