@@ -82,9 +82,7 @@ class Explainer:
             known = (p for p in model.parameters() if not is_lazy(p))
             size = sum(p.numel() * p.element_size() for p in known)
             cache_bytes = int(parameter_cache.DEFAULT_SHARE * size)
-        self.checkpoint = (
-            checkpointing.check_names(model, checkpoint)
-        )
+        self.checkpoint = checkpointing.check_names(model, checkpoint)
         self._store = parameter_cache.Derived(cache_bytes)
         rule_set = rule_set_of(model, rules, **self._options())
         self._rule_set = None if rules is None else rule_set

@@ -129,6 +129,36 @@ def convolution(
     return out
 
 
+def native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *ignored: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result of ``torch.native_batch_norm`` of the arguments, and no statistics."""
+    given = running_mean, running_var, weight, bias, training, momentum, eps
+    return F.batch_norm(input, *given), *torch.zeros(2, 0, device=input.device)
+
+
+def batch_norm_without_training(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same of ``torch._native_batch_norm_legit_no_training``."""
+    given = weight, bias, running_mean, running_var
+    return native_batch_norm(input, *given, False, momentum, eps)
+
+
 def embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return ``F.embedding`` of the arguments, where the table depends on the model's input."""
     return weight[input]
@@ -161,6 +191,12 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.convolution: convolution,
     torch._convolution: convolution,
     torch.conv_tbc: convolution_over_time,
+    torch.native_batch_norm: native_batch_norm,
+    torch._native_batch_norm_legit: native_batch_norm,
+    torch._native_batch_norm_legit_no_training: batch_norm_without_training,
+    torch._batch_norm_impl_index: native_batch_norm,
+    torch.cudnn_batch_norm: native_batch_norm,
+    torch.miopen_batch_norm: native_batch_norm,
     torch.lerp: lerp,
     Tensor.lerp: lerp,
     torch.addcdiv: addcdiv,
@@ -169,6 +205,23 @@ WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.std_mean: std_mean,
 }
 """From a torch function to the same in single operations."""
+
+
+def cond(
+    pred: Tensor | bool,
+    true_fn: Callable[..., Any],
+    false_fn: Callable[..., Any],
+    operands: Sequence[Any] = (),
+) -> Any:
+    """Return ``torch.cond`` of the arguments: what the branch gives that is taken."""
+    return (true_fn if pred else false_fn)(*operands)
+
+
+_OF_HIGHER_ORDER: dict[str, Callable[..., Any]] = {
+    "cond": cond,
+    "flex_attention": flex_attention.attention,
+}
+"""From the name of a higher-order operator to the same in single operations."""
 
 
 @cached
@@ -182,8 +235,10 @@ def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def _written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
-    if isinstance(func, torch._ops.HigherOrderOperator) and func.__name__ == "flex_attention":
-        return flex_attention.attention
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return _OF_HIGHER_ORDER.get(func.__name__)
+    if isinstance(func, torch._ops.OpOverload) and canonical_name(func) == "batch_norm_no_update":
+        return batch_norm_without_training  # of which torch itself has no function
     known = WRITTEN_OUT.get(func)
     if known is None and func.__name__.endswith("_"):
         plain = WRITTEN_OUT.get(getattr(Tensor, canonical_name(func), func))

@@ -126,3 +126,59 @@ def test_a_dropout_that_is_active_is_refused_as_an_operator_too() -> None:
     model = build(lambda: Net(lambda x, w: aten.dropout.default(x, 0.5, True)))
     with pytest.raises(ModelError, match="random"):
         LRP(model).attribute(X, 1)
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+BATCH_NORMS: dict[str, Callable[[nn.BatchNorm2d, Tensor], Tensor]] = {
+    "native": lambda b, x: torch.native_batch_norm(x, *_statistics(b), False, 0.1, b.eps)[0],
+    "aten.native": lambda b, x: aten.native_batch_norm(x, *_statistics(b), False, 0.1, b.eps)[0],
+    "with an index": lambda b, x: torch._batch_norm_impl_index(
+        x, *_statistics(b), False, 0.1, b.eps, False
+    )[0],
+    "decomposed": lambda b, x: aten._native_batch_norm_legit_no_training(
+        x, *_statistics(b), 0.1, b.eps
+    )[0],
+    "functional": lambda b, x: aten._native_batch_norm_legit(x, *_statistics(b), False, 0.1, b.eps)[
+        0
+    ],
+}
+if hasattr(aten, "_batch_norm_no_update"):  # from PyTorch 2.5
+    BATCH_NORMS["without an update"] = lambda b, x: aten._batch_norm_no_update(
+        x, *_statistics(b), 0.1, b.eps
+    )[0]
+
+
+class Normed(nn.Module):
+    """A batch norm whose coefficients come back strided otherwise than its input."""
+
+    def __init__(self, norm: Callable[[nn.BatchNorm2d, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.head, self.norm = nn.Linear(4, 3), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(self.bn, self.first(x).tanh())
+        return self.head(normed.flatten(2).transpose(1, 2)).mean(1)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("name", BATCH_NORMS)
+def test_a_batch_norm_is_one_in_every_spelling(name, samples) -> None:
+    """Torch's own backward pass of these is wrong for a batch of one."""
+    norms = BATCH_NORMS[name], lambda norm, x: norm(x)
+    models = [build(lambda norm=norm: Normed(norm)) for norm in norms]
+    found, expected = (
+        LRP(m, presets.zero(), strict=True).attribute(X[:samples], 1) for m in models
+    )
+    assert relative_error(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_decomposed_model_has_the_relevance_of_its_own(samples) -> None:
+    x, model = X[:samples], build(lambda: Normed(lambda norm, x: norm(x)))
+    decomposed = torch.export.export(model, (x,)).run_decompositions().module()
+    found, expected = (LRP(m, presets.epsilon(0.1)).attribute(x, 1) for m in (decomposed, model))
+    assert relative_error(found, expected) <= 1e-12

@@ -154,6 +154,38 @@ def test_a_layer_that_two_batch_norms_read_is_one_layer_with_each() -> None:
     assert relative_error(*found) <= 1e-12
 
 
+class Conditional(nn.Module):
+    """A branch that depends on the values, as an operation or as Python's own."""
+
+    def __init__(self, is_operation: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.is_operation = nn.Linear(6, 8), nn.Linear(8, 3), is_operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, positive = self.first(x), x.sum() > 0
+        if self.is_operation:
+            return self.last(torch.cond(positive, _rectified, _tripled, (y,)))
+        return self.last(_rectified(y) if positive else _tripled(y))
+
+
+def _rectified(y: Tensor) -> Tensor:
+    return y.relu() * y.sigmoid()
+
+
+def _tripled(y: Tensor) -> Tensor:
+    return y * 3
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_conditional_operation_is_the_branch_that_is_taken(sign) -> None:
+    x = sign * X.abs()
+    models = [build(lambda given=given: Conditional(given)) for given in (True, False)]
+    found, expected = (LRP(m, presets.epsilon(0.1)).attribute(x, 1) for m in models)
+    assert torch.equal(found, expected)
+    types = [[row.type for row in plan(m, x).rows] for m in models]
+    assert types[0] == types[1] and ("relu" in types[0]) == (sign > 0)
+
+
 def test_exponentials_are_fallbacks() -> None:
     model = build(lambda: Net(lambda s, x: 2**x + torch.pow(2.0, x) + F.prelu(x, x[0])))
     assert [row.type for row in plan(model, X).fallbacks] == ["pow", "pow", "prelu"]
