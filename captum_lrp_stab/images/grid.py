@@ -143,7 +143,8 @@ def draw(
     columns = max(map(len, rows))
     everything = [panel for row in rows for panel in row if panel is not None]
     shape = next(p.values.shape for p in everything if p.values is not None)
-    lines = max(len(panel.lines) for panel in everything) + (not options.shared)
+    own = not options.shared  # a scale, which is written below the lines
+    lines = max(len(p.lines) + (own and p.values is not None) for p in everything)
     height = min(max(shape[0] / shape[1], 0.25), 4) * _PANEL + 0.4 + 0.2 * lines
     width = max(columns * (_PANEL + 0.2) + (0.9 if options.shared else 0.1), 4.2)
     said = "\n".join(textwrap.wrap(options.title, int(11 * width)))
@@ -216,8 +217,8 @@ def show(
         arrays.check_fit(picture, panel.values, panel.name)
         if limit is None:
             limit = _limit(options, [panel]) if panel.limit is None else panel.limit
-            if np.isfinite(panel.values).any():
-                lines = (*lines, f"colours to ±{limit:.3g}")
+            is_seen = np.isfinite(panel.values).any()
+            lines = (*lines, f"colours to ±{limit:.3g}" if is_seen else "")
         colours, alpha = options.map, options.opacity(picture is not None)
         shown = style.overlay(
             ax, picture, panel.values, limit, colours=colours, alpha=alpha, note=panel.note

@@ -118,7 +118,8 @@ def _layers(study: Study) -> Section:
         caption += "Line: median over the pictures; band: from the smallest to the largest. "
     elif len(study.names) > _MOST_COLUMNS:
         caption += "The worst picture; grey: not finite. "
-    caption += "Triangles: instability starts here on some picture."
+    caption += "Triangle: instability starts here"
+    caption += "." if study.heatmaps else " on some picture."
     description = "Amplification of relevance by layer, for each stabilizer."
     blocks: list[Block] = [
         Picture(draw_amplification(study), "amplification", description, caption)
