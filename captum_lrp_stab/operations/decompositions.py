@@ -237,7 +237,7 @@ def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
 def _written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if isinstance(func, torch._ops.HigherOrderOperator):
         return _OF_HIGHER_ORDER.get(func.__name__)
-    if isinstance(func, torch._ops.OpOverload) and canonical_name(func) == "batch_norm_no_update":
+    if canonical_name(func) == "batch_norm_no_update":
         return batch_norm_without_training  # of which torch itself has no function
     known = WRITTEN_OUT.get(func)
     if known is None and func.__name__.endswith("_"):
