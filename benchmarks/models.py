@@ -96,7 +96,7 @@ def load(name: str, settings: Settings) -> Subject:
         model = _random(name, settings)
         weights = f"random, seed {settings.seed}"
     model = model.to(settings.device, settings.torch_dtype)
-    bounds = preprocessing.low, preprocessing.high
+    bounds = preprocessing.bounds
     low, high = (bound.to(settings.device, settings.torch_dtype) for bound in bounds)
     return Subject(name, weights, model, low, high, settings.size, settings.seed)
 

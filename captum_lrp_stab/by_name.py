@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 import captum_lrp_stab.presets as presets
 import captum_lrp_stab.stabilizers as stabilizers
@@ -12,7 +13,6 @@ from captum_lrp_stab.errors import InputError, RuleMapError, StabilizerError
 from captum_lrp_stab.names import ATTENTION, DTYPES, PRESETS, STABILIZERS, Attention
 from captum_lrp_stab.presets import Preset
 from captum_lrp_stab.stabilizers import Stabilizer
-from captum_lrp_stab.zoo import Preprocessing
 
 
 def spelled_out(text: str) -> str:
@@ -61,8 +61,13 @@ def stabilizer_of(text: str) -> Stabilizer:
     return made
 
 
-def preset_of(name: str, preprocessing: Preprocessing) -> Preset:
-    """Return a preset by name; one with the zB rule gets the bounds of the pixels.
+def preset_of(name: str, low: Tensor, high: Tensor) -> Preset:
+    """Return a preset by name; one with the zB rule gets the bounds of the inputs.
+
+    Args:
+        name: One of ``names.PRESETS``.
+        low: The smallest possible input.
+        high: The largest possible input.
 
     Raises:
         RuleMapError: No preset has this name.
@@ -75,7 +80,7 @@ def preset_of(name: str, preprocessing: Preprocessing) -> Preset:
         )
     build: Callable[..., Preset] = getattr(presets, name)
     if "low" in inspect.signature(build).parameters:
-        return build(low=preprocessing.low, high=preprocessing.high)
+        return build(low=low, high=high)
     return build()
 
 

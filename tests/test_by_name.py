@@ -48,13 +48,13 @@ def test_every_preset_by_name() -> None:
     preprocessing = classifier().preprocessing
     assert {"lrp_tutorial", "zero", "epsilon_gamma_box"} <= set(PRESETS)
     for name in PRESETS:
-        assert by_name.preset_of(name, preprocessing).name == name
+        assert by_name.preset_of(name, *preprocessing.bounds).name == name
 
 
 def test_the_box_has_the_bounds_of_the_pixels() -> None:
     preprocessing = Preprocessing(4, 4, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     model = classifier().model
-    (_, rule, parameters), *_ = by_name.preset_of("lrp_tutorial", preprocessing)(model)
+    (_, rule, parameters), *_ = by_name.preset_of("lrp_tutorial", *preprocessing.bounds)(model)
     assert rule is ZBoxRule
     expected = torch.tensor([-5.0, -2.0, -0.6]).reshape(1, 3, 1, 1)
     torch.testing.assert_close(parameters["low"], expected)
@@ -65,6 +65,6 @@ def test_the_box_has_the_bounds_of_the_pixels() -> None:
 
 def test_unknown_preset_and_dtype() -> None:
     with pytest.raises(RuleMapError, match=r"'lrp_tutorail'.*did you mean lrp_tutorial"):
-        by_name.preset_of("lrp_tutorail", classifier().preprocessing)
+        by_name.preset_of("lrp_tutorail", *classifier().preprocessing.bounds)
     with pytest.raises(InputError, match="'int8'; give one of float16"):
         by_name.dtype_of("int8")

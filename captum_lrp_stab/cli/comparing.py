@@ -107,7 +107,7 @@ def compare(
                 ready.model,
                 ready.x,
                 ready.target,
-                by_name.preset_of(rules, classifier.preprocessing),
+                by_name.preset_of(rules, *classifier.preprocessing.bounds),
                 chosen,
                 stabilizer=stabilize,
                 tolerance=tolerance,

@@ -108,7 +108,7 @@ def diagnose(
         classifier = common.load(name, weights, seed, output)
         course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
-        preset = by_name.preset_of(rules, classifier.preprocessing)
+        preset = by_name.preset_of(rules, *classifier.preprocessing.bounds)
         with common.progress(None, output) as step:
             step("diagnosis")
             found = diagnosis.diagnose(

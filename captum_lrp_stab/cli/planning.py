@@ -53,7 +53,7 @@ def plan(
         treated = by_name.attention_of(attention)
         classifier = zoo.load(model, "none")
         course.now = COMPUTING
-        preset = by_name.preset_of(rules, classifier.preprocessing)
+        preset = by_name.preset_of(rules, *classifier.preprocessing.bounds)
         side = classifier.preprocessing.crop
         planned = make_plan(
             classifier.model,

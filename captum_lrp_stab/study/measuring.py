@@ -218,7 +218,7 @@ def make_measurer(question: Question) -> Measurer:
             f"{classes - 1}"
         )
     if isinstance(rules, str):
-        rules = by_name.preset_of(rules, classifier.preprocessing)
+        rules = by_name.preset_of(rules, *classifier.preprocessing.bounds)
     name_map = rules(model, x) if isinstance(rules, Preset) else rules
     first = subject_of(model, x, 0, name_map, question.names[0], question)
     return Measurer(question, name_map, first.operations())

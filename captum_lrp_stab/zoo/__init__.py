@@ -85,6 +85,11 @@ class Preprocessing:
         """The largest possible input, shape ``(1, 3, 1, 1)``."""
         return self.normalise(torch.ones(1, len(self.mean), 1, 1))
 
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest possible input."""
+        return self.low, self.high
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:

@@ -46,7 +46,7 @@ def network(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, zoo.Prepr
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_ledger_closes(name, preset, dtype) -> None:
     model, x, prepared = network(name, dtype)
-    found = diagnose(model, x, 7, by_name.preset_of(preset, prepared))
+    found = diagnose(model, x, 7, by_name.preset_of(preset, *prepared.bounds))
     elsewhere, rounding = off(found)
     print(
         f"\n{name} {preset} {dtype}: elsewhere {elsewhere:.1e}, rounding {rounding:.1e}, "
