@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, ZBoxRule, presets
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.propagation.probes import Probe
-from tests.helpers.gradients import gradient_x_activation
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import Residual, TwoInputs, build, cnn
+from tests.helpers.networks import Residual, TwoInputs, build, cnn, gradient_x_activation
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captum_lrp_stab import LRP, LayerLRP, compare, diagnose, plan, presets
 from captum_lrp_stab.errors import NotDifferentiableError
 from captum_lrp_stab.stabilizers import Clip
-from tests.helpers.shortcut import Shortcut
+from tests.helpers.networks import Shortcut
 
 
 def differentiated(relevance: Tensor) -> None:

@@ -27,11 +27,9 @@ from tests.helpers.first_layers import (
     relevance_in,
     small,
 )
-from tests.helpers.functional import Functional
 from tests.helpers.layers import relative_error
 from tests.helpers.live_tensors import Live
-from tests.helpers.networks import Residual, TwoInputs, build, cnn
-from tests.helpers.padded import padded
+from tests.helpers.networks import Functional, Residual, TwoInputs, build, cnn, padded
 from tests.helpers.torchvision_models import REPRESENTATIVE, make
 
 EVERY = [*PRESETS, presets.epsilon_plus(), presets.epsilon_alpha2_beta1(), presets.epsilon()]

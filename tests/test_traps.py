@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from captum_lrp_stab import LRP, FlatRule, GammaRule, LayerLRP, PassRule, ZBoxRule, plan, presets
 from captum_lrp_stab.errors import FallbackError, ModelError, RuleError
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import build, gradient_x_input
-from tests.helpers.traps import IMAGES, Net, X, net
+from tests.helpers.networks import Net, build, gradient_x_input, net
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 
 # writing in place --------------------------------------------------------------------------------
 

@@ -14,26 +14,9 @@ from torchvision.models import resnet18
 from captum_lrp_stab import GammaRule, WSquareRule
 from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
 from captum_lrp_stab.task import Subject
-from tests.helpers.networks import build
+from tests.helpers.networks import Net, build, net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Net(nn.Module):
-    """A forward pass given as a function of the module and the inputs."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(self, *inputs)
-
-
-def net(function, **modules: nn.Module) -> Net:
-    return build(lambda: Net(function, **modules))
 
 
 def picture(*shape: int) -> Tensor:

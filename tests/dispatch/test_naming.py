@@ -20,10 +20,14 @@ from captum_lrp_stab import (
 )
 from captum_lrp_stab.errors import LayerFilterError, ModelError, RuleError, RuleMapError
 from captum_lrp_stab.layer_filter import layers_of
-from tests.helpers.functional import Functional, Modules
-from tests.helpers.gradients import gradient_x_activation
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import build, gradient_x_input
+from tests.helpers.networks import (
+    Functional,
+    Modules,
+    build,
+    gradient_x_activation,
+    gradient_x_input,
+)
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 BOX = {"low": -5.0, "high": 5.0}

@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Running a command, and the one line that an error may end it with."""
 
 from pathlib import Path
 from typing import Any

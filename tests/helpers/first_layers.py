@@ -1,4 +1,4 @@
-"""What the tests of first layers share with others."""
+"""Networks with several first layers, and normalisations that may stand in front of these."""
 
 from collections.abc import Callable
 

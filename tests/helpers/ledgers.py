@@ -9,11 +9,12 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from captum_lrp_stab import (
@@ -33,6 +34,7 @@ from captum_lrp_stab.names import PRESETS
 from tests.helpers import dense_formulas as reference
 from tests.helpers.dense_formulas import Layer, Stabilizer
 from tests.helpers.layers import HIGH, LOW, seeded
+from tests.helpers.networks import randomize
 
 U = torch.finfo(torch.float64).eps / 2
 
@@ -364,3 +366,25 @@ class Calls(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x, self.size)
+
+
+@lru_cache(maxsize=2)  # they are large
+def network(name: str, dtype: torch.dtype) -> nn.Module:
+    options: dict[str, Any] = {"image_size": 32} if name.startswith("vit") else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, weights=None, **options)
+        if name.startswith("vit"):
+            nn.init.normal_(model.heads.head.weight, std=0.02)  # zeros by default
+            nn.init.normal_(model.class_token)
+        for m in model.modules():
+            if isinstance(m, (nn.LayerNorm, nn.MultiheadAttention)):
+                for n, p in m.named_parameters(recurse=False):
+                    if "bias" in n:
+                        nn.init.normal_(p, std=0.2)
+    randomize(model)
+    for m in model.modules():  # moderate: else relevance grows by the depth
+        if isinstance(m, nn.BatchNorm2d):
+            m.weight.data.abs_().clamp_(0.3, 1.2)
+            m.running_mean.mul_(0.3)
+    return model.to(dtype)

@@ -118,3 +118,94 @@ def gradient_x_input(model: nn.Module, x: Tensor, target: int) -> Tensor:
     x = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x)[:, target].sum(), x)
     return (gradient * x).detach()
+
+
+class Net(nn.Module):
+    """A forward pass given as a function of the module and the inputs."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
+def net(function, **modules: nn.Module) -> Net:
+    return build(lambda: Net(function, **modules))
+
+
+class Modules(nn.Module):
+    """A residual block between two convolutions, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+        self.pool = nn.AvgPool2d(2)
+        self.last = nn.Conv2d(4, 5, 3)
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.inner(x).relu() + x
+        return self.head(self.last(self.pool(x)).relu().flatten(1))
+
+
+class Functional(nn.Module):
+    """The same without modules of its own that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, parameter in Modules().named_parameters():
+            self.register_parameter(name.replace(".", "_"), parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.first_weight, self.first_bias, padding=1), inplace=True)
+        y = F.relu(F.conv2d(x, self.inner_weight, self.inner_bias, padding=1))
+        y = y * 1
+        y += x
+        y = F.conv2d(F.avg_pool2d(y, 2), weight=self.last_weight, bias=self.last_bias).relu_()
+        return F.linear(torch.flatten(y, 1), self.head_weight, self.head_bias)
+
+
+class Shortcut(nn.Module):
+    """A convolution with its batch norm beside a shortcut, and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return three scores."""
+        y = torch.relu(self.norm(self.conv(x)) + x.sum(1, keepdim=True))
+        tokens = y.flatten(2).mT
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+def padded(mode: str, *before: nn.Module) -> nn.Module:
+    """Paddings of every kind before both convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode),
+        nn.ReLU(),
+        *before,
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def gradient_x_activation(model: nn.Module, layer: nn.Module, x: Tensor, target: int) -> Tensor:
+    kept = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    score = model(x.clone().requires_grad_())[:, target].sum()
+    handle.remove()
+    gradients = torch.autograd.grad(score, kept)
+    return sum(g * a for g, a in zip(gradients, kept, strict=True)).detach()

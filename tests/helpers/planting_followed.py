@@ -1,4 +1,4 @@
-"""Attributions with and without an advice, run apart from it; a small network that needs one."""
+"""Attributions with and without an advice, run apart from it; a network that needs one."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tests of metrics quantus share with others."""
+"""A small network, pictures, and LRP as Quantus calls an explanation."""
 
 from collections.abc import Callable
 from typing import Any

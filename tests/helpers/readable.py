@@ -1,4 +1,4 @@
-"""What the tests of dense formulas share with others."""
+"""Seeded modules for the tests of the dense formulas, and readable names of their parameters."""
 
 import torch
 from torch import Tensor, nn

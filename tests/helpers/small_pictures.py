@@ -1,4 +1,4 @@
-"""What the tests of metrics captum share with others."""
+"""A small network and pictures for Captum's metrics and attribution methods."""
 
 import torch
 from torch import nn

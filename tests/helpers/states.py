@@ -1,4 +1,4 @@
-"""What the tests of state share with others."""
+"""A network that can fail at every stage, and all the state that a pass must leave as it was."""
 
 import copy
 from collections.abc import Iterator

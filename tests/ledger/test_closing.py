@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from captum_lrp_stab import EpsilonRule, GammaRule, diagnose
 from captum_lrp_stab.errors import RuleError
 from captum_lrp_stab.propagation import forms
-from tests.helpers.ledger_networks import network
-from tests.helpers.ledgers import CLOSES, PRESETS, Calls, assert_closes, assert_score, drawn
+from tests.helpers.ledgers import (
+    CLOSES,
+    PRESETS,
+    Calls,
+    assert_closes,
+    assert_score,
+    drawn,
+    network,
+)
 from tests.helpers.networks import Residual, TwoInputs, build, cnn
 
 pytestmark = pytest.mark.usefixtures("one_thread")

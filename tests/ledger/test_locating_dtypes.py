@@ -13,8 +13,7 @@ from captum_lrp_stab.ledger.causes import cause_of
 from captum_lrp_stab.ledger.locating import locate
 from captum_lrp_stab.ledger.records import Flow, LayerRecord, Shares
 from captum_lrp_stab.propagation import forms
-from tests.helpers.locating import ONES, two, zero
-from tests.helpers.locating_places import FUNCTIONS, Between
+from tests.helpers.locating import FUNCTIONS, ONES, Between, two, zero
 
 # dtypes ------------------------------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_stab import EpsilonRule, ZeroRule, diagnose
-from tests.helpers.locating import BAD, GOOD, ONES, linear, origin_of, two, zero
-from tests.helpers.locating_places import FUNCTIONS, Between
+from tests.helpers.locating import BAD, FUNCTIONS, GOOD, ONES, Between, linear, origin_of, two, zero
 
 # which of several ---------------------------------------------------------------------------------
 

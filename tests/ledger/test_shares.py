@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from captum_lrp_stab import EpsilonRule, diagnose, presets
 from captum_lrp_stab.propagation import forms
-from tests.helpers.ledger_networks import network
-from tests.helpers.ledgers import CLOSES, Calls, assert_closes, assert_score, drawn
+from tests.helpers.ledgers import CLOSES, Calls, assert_closes, assert_score, drawn, network
 from tests.helpers.networks import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,9 +14,8 @@ from captum_lrp_stab.ledger.watching import Watched, watch, watch_each
 from captum_lrp_stab.propagation import forms
 from captum_lrp_stab.study.investigation import investigate
 from captum_lrp_stab.task import Subject, run_each
-from tests.helpers.networks import build
+from tests.helpers.networks import Shortcut, build
 from tests.helpers.several import Several
-from tests.helpers.shortcut import Shortcut
 from tests.helpers.studies import classifier
 
 NAMES = ("none", "signed:0.1", "additive:0.1", "clip:0.1", "quadratic-mean:0.1")

@@ -27,8 +27,7 @@ from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.probes import Probe
 from captum_lrp_stab.rules.rule_set import RuleSet
 from tests.helpers.layers import relative_error
-from tests.helpers.networks import Doubled, Residual, build, cnn
-from tests.helpers.padded import padded
+from tests.helpers.networks import Doubled, Residual, build, cnn, padded
 from tests.helpers.studies import random_input
 
 DIRECT = {
