@@ -42,6 +42,7 @@ from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import decompositions, flex_attention, nonnegative
 from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.operations.gates import Gates
+from captum_lrp_stab.operations.table import kind_of
 from captum_lrp_stab.rules import contractions
 from captum_lrp_stab.rules.affine import Affine, Scale
 from captum_lrp_stab.rules.base import Rule
@@ -107,18 +108,20 @@ class Interception(TorchFunctionMode, Form):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Handle one torch function call; inside, the mode is off."""
-        call = TorchCall(treatments.of_operator(func), args, kwargs or {})
+        func, kwargs = treatments.of_operator(func), kwargs or {}
+        if kind_of(func).fact:
+            return self._fact(func, args, kwargs)
+        call, has_graph = TorchCall(func, args, kwargs), torch.is_grad_enabled()
         transformed = is_transformed()
-        check_call(call, self.naming, self.depends_on_input, transformed)
-        if call.kind.fact:
-            return self._fact(call)
+        if transformed or not has_graph or call.kind.random or "dropout_p" in kwargs:
+            check_call(call, self.naming, self.depends_on_input, transformed)
         if transformed:  # such as a mask, of what is constant
             return call.run()
         given = [t for t in call.tensors if t.requires_grad]
         count_readers(given)
         if call.name == "data":  # what is written there leaves no trace
             marks.drop(args[0], "nonnegative")
-        if not torch.is_grad_enabled():
+        if not has_graph:
             return self._noted(call)
         call.data = tuple(filter(self.depends_on_input, given))
         if not call.data:
@@ -155,15 +158,15 @@ class Interception(TorchFunctionMode, Form):
             follow(result)
         return self._recorded(operation, out, result, given)
 
-    def _fact(self, call: TorchCall) -> Any:
+    def _fact(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what a tensor tells of itself."""
-        asked = call.name in ("device", "requires_grad")
-        asked_by = flex_attention.asked_by() if asked else ""
+        name = kind_of(func).name
+        asked_by = flex_attention.asked_by() if name in ("device", "requires_grad") else ""
         if asked_by:
             self.eager.begin()  # it compiles what it calls
-        if asked_by == "_validate_device" and call.name == "requires_grad":
+        if asked_by == "_validate_device" and name == "requires_grad":
             return False  # it has no backward pass on a CPU, and here needs none of its own
-        return call.run()
+        return func(*args, **kwargs)
 
     def _written_out(self, call: TorchCall) -> Callable[..., Any] | None:
         """Return the same function in single operations, None if it is one itself."""
@@ -206,15 +209,14 @@ class Interception(TorchFunctionMode, Form):
         if not results:
             return out
         for t in results:
-            if t.is_nested or t.layout is not torch.strided:
+            if t._version:
+                self.overwrote(t)
+            if t.layout is not torch.strided or t.is_nested:
                 kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
                 raise ModelError(
                     f"operation '{operation.name}' gives a {kind} tensor, through which relevance "
                     "cannot be followed; make the model compute with dense tensors"
                 )
-        for t in results:
-            if t._version:
-                self.overwrote(t)
         self._list(operation, results, given)
         return self.on_result(operation, out, result)
 
