@@ -1,7 +1,7 @@
 """``captum-lrp-stab diagnose``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -109,44 +109,20 @@ def diagnose(
         course.now = COMPUTING
         ready = prepare(classifier, picture, dtype, target)
         preset = by_name.preset_of(rules, *classifier.preprocessing.bounds)
+        asked = ready.model, ready.x
+        shared: dict[str, Any] = {"target": ready.target, "rules": preset, "attention": treated}
+        changed = {"form": form, "stabilizer": stabilize, "threshold": threshold, **shared}
         with common.progress(None, output) as step:
             step("diagnosis")
-            found = diagnosis.diagnose(
-                ready.model,
-                ready.x,
-                ready.target,
-                preset,
-                form=form,
-                stabilizer=stabilize,
-                attention=treated,
-                threshold=threshold,
-            )
-            advised = None
+            found = diagnosis.diagnose(*asked, **changed)
+            advised = swept = None
             if advice and found.verdict != "stable" and form != names.STOCK:
                 step("advice")
-                advised = diagnosis.advise(
-                    ready.model,
-                    ready.x,
-                    ready.target,
-                    preset,
-                    tolerance=tolerance,
-                    form=form,
-                    stabilizer=stabilize,
-                    attention=treated,
-                    threshold=threshold,
-                )
-            swept = None
+                advised = diagnosis.advise(*asked, tolerance=tolerance, **changed)
             if sweep is not None:
-                swept = diagnosis.sweep(
-                    ready.model,
-                    ready.x,
-                    ready.target,
-                    preset,
-                    cast(Literal["epsilon", "gamma"], sweep),
-                    form="gradient" if form == names.STOCK else form,
-                    attention=treated,
-                    progress=step,
-                )
+                shared["form"] = "gradient" if form == names.STOCK else form
+                parameter = cast(Literal["epsilon", "gamma"], sweep)
+                swept = diagnosis.sweep(*asked, parameter=parameter, progress=step, **shared)
         about = About(ready, title, rules, form, stabilizer, found.warnings)
         findings = report.Findings(about, found, advised, swept)
         with course.writing(out):

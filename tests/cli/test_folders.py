@@ -1,5 +1,6 @@
 """A command that comes to nothing leaves no folder for a report."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.commands import TINY, command
+from tests.helpers.repository import DATA
 
 _PADDED = ("--model", "efficientnet_lite0", "--weights", "none")
 # what is found out after the folder has been made, because it takes a network
@@ -79,6 +81,7 @@ def test_a_folder_that_can_be_made_in_part(here: Path) -> None:
 
 
 def test_a_report_is_kept_whatever_it_finds(here: Path) -> None:
-    options = (*TINY, "--stabilizer", "none", "--form", "relevance", "--no-advice", "-q")
-    assert command("diagnose", *options, "--rules", "epsilon").exit_code in (0, 1)
-    assert (here / "lrp-diagnosis" / "report.json").exists()
+    options = (*TINY, "--stabilizer", "none", "--form", "relevance", "--rules", "zero", "-q")
+    assert command("investigate", DATA / "constant_areas.png", *options).exit_code == 0
+    content = json.loads((here / "lrp-investigation" / "report.json").read_text())
+    assert content["pictures"][0]["runs"][0]["verdict"] == "not finite"

@@ -23,8 +23,6 @@ COMMANDS = {
     "compare": (("compare", *TINY, "--reference", "captum_driver"), "comparison.json"),
     "diagnose": (("diagnose", *TINY, "--rules", "epsilon_plus"), "report.json"),
 }
-SLOW = pytest.param("compare", marks=pytest.mark.slow)
-BUT_SLOW = [SLOW if name == "compare" else name for name in COMMANDS]
 NOT_FINITE = ("--rules", "zero", "--stabilizer", "none", "--form", "relevance", "--no-advice")
 CONSTANT = DATA / "constant_areas.png"
 
@@ -52,7 +50,7 @@ def test_json_and_the_status_of_what_is_not_finite() -> None:
     assert json.loads(result.stdout, parse_constant=pytest.fail)["verdict"] == "not finite"
 
 
-@pytest.mark.parametrize("name", BUT_SLOW)
+@pytest.mark.parametrize("name", ["investigate", "study", "compare"])
 def test_quiet(name: str, folder: Path) -> None:
     """Nothing is printed, and the files are written."""
     arguments, file = COMMANDS[name]
@@ -71,7 +69,7 @@ def test_a_plan_quiet() -> None:
     assert len(json.loads(rows, parse_constant=pytest.fail)) == 66
 
 
-@pytest.mark.parametrize("name", BUT_SLOW)
+@pytest.mark.parametrize("name", ["investigate", "study", "compare"])
 def test_a_full_disk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

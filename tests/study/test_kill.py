@@ -54,7 +54,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     assert not list(pieces.rglob("*.tmp"))
 
 
-PICTURES = 12  # enough that a process is stopped in time on a busy machine
+PICTURES = 8  # enough that a process is stopped in time on a busy machine
 
 
 def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
