@@ -1,8 +1,10 @@
 """The documentation: links, commands and pictures. Its snippets are run as doctests."""
 
+import importlib
 import json
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from typer.testing import CliRunner
 
 from captum_lrp_stab import cli, stabilizers
 from captum_lrp_stab.cli import comparing, diagnosing, investigating, planning
-from docs import draw_pictures, draw_stabilizers, setting
+from docs import draw_pictures, draw_rooms, draw_stabilizers, setting
 from tests.helpers import pages
 from tests.helpers.pages import PAGES, ROOT, Command
 
@@ -51,7 +53,7 @@ def test_every_picture_is_shown_and_drawn_by_a_script() -> None:
         for link in pages._LINK.findall(path.read_text())
         if "pictures/" in link
     }
-    made = {f"{name}.png" for name in [*draw_pictures.PICTURES, *draw_stabilizers.SHOWN]}
+    made = {f"{name}.png" for name in [*draw_pictures.PICTURES, *draw_stabilizers.SHOWN, "rooms"]}
     assert shown == made == {path.name for path in PICTURES.glob("*.png")}
 
 
@@ -84,6 +86,36 @@ class TestThePictures:
         monkeypatch.setattr(draw_pictures, "FOLDER", tmp_path)
         draw_pictures.main([name])
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+class TestTheArchitecture:
+    PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+    def test_every_function_named_is_there(self) -> None:
+        walk = re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|", self.PAGE, re.MULTILINE)
+        assert len(walk) > 20
+        for module, name in walk:
+            found = importlib.import_module(f"captum_lrp_stab.{module}")
+            assert callable(reduce(getattr, name.split("."), found))
+
+    def test_every_file_named_is_there(self) -> None:
+        files = re.findall(r"`(\w[\w/]*\.pyi?)`", self.PAGE)
+        assert len(files) > 10
+        folders = ROOT, ROOT / "captum_lrp_stab"
+        assert [f for f in files if not any((folder / f).exists() for folder in folders)] == []
+
+    def test_every_room_is_in_the_table(self) -> None:
+        rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| [^`]", self.PAGE, re.MULTILINE)
+        listed = {name.strip("`") for row in rows for name in row.split(", ")}
+        assert listed == {*draw_rooms.rooms(), *draw_rooms.EVERYWHERE} - {"_version"}
+
+    def test_the_picture_shows_the_imports(self) -> None:
+        """Else draw it again: ``python docs/draw_rooms.py``."""
+        shown = json.loads((PICTURES / "rooms.json").read_text())
+        arrows = draw_rooms.shortened(draw_rooms.rooms())
+        assert shown == {room: sorted(imported) for room, imported in arrows.items()}
+        assert set(draw_rooms.COLUMNS) == set(arrows)
+        assert isinstance(draw_rooms.draw(arrows), Figure)
 
 
 class TestCommands:
