@@ -1,15 +1,15 @@
-"""What a rule or a stabilizer has to keep to, to work in every form and driver of this package.
+"""The properties of a rule or a stabilizer that works in every form and driver of this package.
 
-The checks of :mod:`captum_lrp_stab.testing`: each takes one property and says, where it does not
-hold, on which layer, by how much, and what to look at.
+Each check of :mod:`captum_lrp_stab.testing` tests one property and says, where it does not hold, on
+which layer, by how much, and what to look at.
 """
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ParamSpec
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from captum.attr import LRP as CaptumLRP
@@ -30,19 +30,12 @@ _HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*_HALF, torch.float32, torch.float64)
 
 
-P = ParamSpec("P")
-
-
-def _without_warnings(check: Callable[P, None]) -> Callable[P, None]:
-    """Silence that an epsilon was raised to what a dtype has: that is what is tried."""
-
-    @functools.wraps(check)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StabilizerWarning)
-            check(*args, **kwargs)
-
-    return checked
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence the warning that an epsilon was raised to the least of a dtype, as it may be here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StabilizerWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -118,40 +111,28 @@ def relevance_has_the_inputs_shape(case: Case) -> None:
 def relevance_is_linear(case: Case) -> None:
     """Twice the relevance of the output is twice the relevance of the input."""
     found = case.relevance(2 * case.R - 3 * case.other)
-    _same(
-        found,
-        2 * case.relevance(case.R) - 3 * case.relevance(case.other),
-        case,
-        "relevance is not linear in the relevance of the output",
-        "a rule may depend on x and w, and not on R",
-    )
+    wanted = 2 * case.relevance(case.R) - 3 * case.relevance(case.other)
+    problem = "relevance is not linear in the relevance of the output"
+    _same(found, wanted, case, problem, "a rule may depend on x and w, and not on R")
 
 
 def samples_do_not_mix(case: Case) -> None:
     """A sample has the same relevance alone as in a batch."""
-    whole = case.relevance(case.R)
+    whole, remedy = case.relevance(case.R), "take means and maxima over a sample, not dimension 0"
     for n in range(len(case.x)):
         one = slice(n, n + 1)
-        x, z, R = case.x[one], case.z[one], case.R[one]
-        with torch.no_grad():
-            alone = case.rule.relevance(case.op, x, z, R)
-        _same(
-            alone,
-            whole[one],
-            case,
-            f"sample {n} has another relevance alone than in its batch",
-            "take means and maxima over a sample, not over dimension 0",
-        )
+        alone = replace(case, x=case.x[one], z=case.z[one]).relevance(case.R[one])
+        problem = f"sample {n} has another relevance alone than in its batch"
+        _same(alone, whole[one], case, problem, remedy)
 
 
 def forms_agree(case: Case) -> None:
-    """Relevance form and gradient form are two ways of writing one rule."""
-    c = case.R
-    found = case.coefficient(c)
+    """Relevance form and gradient form give the same relevance."""
+    found = case.coefficient(case.R)
     if case.rule.proportional:
         found = found * case.x
     remedy = "set proportional = False if relevance is not proportional to x"
-    _same(found, case.relevance(case.z * c), case, "the two forms differ", remedy)
+    _same(found, case.relevance(case.z * case.R), case, "the two forms differ", remedy)
 
 
 def nothing_is_left_behind(case: Case) -> None:
@@ -176,9 +157,7 @@ def nothing_is_left_behind(case: Case) -> None:
 
 def stabilizer_is_used(case: Case) -> None:
     """A stabilizer that makes every denominator huge takes nearly all relevance away."""
-    stronger = case.rule.with_stabilizer(Signed(1e6))
-    with torch.no_grad():
-        damped = stronger.relevance(case.op, case.x, case.z, case.R)
+    damped = replace(case, rule=case.rule.with_stabilizer(Signed(1e6))).relevance(case.R)
     was, now = float(case.relevance(case.R).abs().sum()), float(damped.abs().sum())
     assert now < 1e-2 * was, case.says(
         f"under Signed(1e6) the absolute sum of relevance is still {now / was:.3g} of what it was",
@@ -189,12 +168,9 @@ def stabilizer_is_used(case: Case) -> None:
 
 def conserves(case: Case) -> None:
     """Without bias and stabilizer, each sample keeps its sum of relevance."""
-    bare = case.rule.with_stabilizer(Identity())
-    with torch.no_grad():
-        found = bare.relevance(case.op, case.x, case.z, case.R)
-    wanted = case.R.flatten(1).sum(1)
-    scale = float(case.R.abs().sum())
-    off = float((found.flatten(1).sum(1) - wanted).abs().max()) / scale
+    found = replace(case, rule=case.rule.with_stabilizer(Identity())).relevance(case.R)
+    sums = [t.flatten(1).sum(1) for t in (found, case.R)]
+    off = float((sums[0] - sums[1]).abs().max() / case.R.abs().sum())
     assert off <= _TOLERANCE, case.says(
         f"without bias and stabilizer the sum of relevance changes by {off:.3g} of its absolute "
         "sum",
@@ -217,7 +193,7 @@ def drivers_agree(case: Case) -> None:
     _same(stock.detach(), wanted, case, "stock Captum differs from the formula", remedy)
 
 
-@_without_warnings
+@_without_warnings()
 def half_precision_is_finite(case: Case) -> None:
     """No overflow, underflow or 0/0 in float16 and bfloat16, at an input of 0 neither."""
     for dtype in _HALF:
@@ -262,7 +238,7 @@ def can_be_made_again(rule: Rule) -> None:
     )
 
 
-@_without_warnings
+@_without_warnings()
 def keeps_shape_and_dtype(s: Callable[[Tensor], Tensor]) -> None:
     """A new tensor of the same shape, dtype and device, the argument as it was."""
     for dtype in DTYPES:
@@ -281,7 +257,7 @@ def keeps_shape_and_dtype(s: Callable[[Tensor], Tensor]) -> None:
             )
 
 
-@_without_warnings
+@_without_warnings()
 def leaves_no_zero(s: Callable[[Tensor], Tensor]) -> None:
     """What is divided by is finite, and not 0 where the denominator is."""
     for dtype in DTYPES:
