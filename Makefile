@@ -6,6 +6,7 @@ test:
 lint:
 	ruff check .
 	ruff format --check .
+	lint-imports
 
 types:
 	mypy

@@ -6,6 +6,7 @@ writes docs/pictures/rooms.png, and what it shows, docs/pictures/rooms.json.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -28,13 +29,13 @@ COLUMNS = {  # where each room stands from left to right; its height is that of 
 }
 _WALK, _REST, _LINE = "#cfe3f5", "#f4f4f4", "0.55"
 
-Graph = dict[str, set[str]]
+Graph = Mapping[str, Collection[str]]
 
 
-def rooms() -> Graph:
+def rooms() -> dict[str, set[str]]:
     """Return the rooms that each room imports, without those that almost all import."""
     modules = grimp.build_graph("captum_lrp_stab", exclude_type_checking_imports=True)
-    found: Graph = {}
+    found: dict[str, set[str]] = {}
     for module in sorted(modules.modules - {"captum_lrp_stab"}):
         room = module.split(".")[1]
         if room not in EVERYWHERE:
@@ -44,15 +45,15 @@ def rooms() -> Graph:
     return found
 
 
-def shortened(graph: Graph) -> Graph:
+def shortened(graph: Graph) -> dict[str, list[str]]:
     """Return the graph without the imports of rooms that are reached by a longer way too."""
 
     @cache
     def reached(room: str) -> set[str]:
-        return graph[room].union(*map(reached, graph[room]))
+        return set(graph[room]).union(*map(reached, graph[room]))
 
     return {
-        room: {o for o in imported if not any(o in reached(between) for between in imported)}
+        room: sorted(set(imported) - {o for between in imported for o in reached(between)})
         for room, imported in graph.items()
     }
 
@@ -95,8 +96,7 @@ def main() -> None:
     """Write the picture and what it shows."""
     graph = rooms()
     draw(graph).savefig(FOLDER / f"{PICTURE}.png")
-    shown = {room: sorted(imported) for room, imported in shortened(graph).items()}
-    (FOLDER / f"{PICTURE}.json").write_text(json.dumps(shown, indent=1) + "\n")
+    (FOLDER / f"{PICTURE}.json").write_text(json.dumps(shortened(graph), indent=1) + "\n")
 
 
 if __name__ == "__main__":

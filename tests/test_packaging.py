@@ -26,6 +26,7 @@ OLD = "what is installed is older than setup.cfg: pip install -e '.[test]'"
 # What a working tree gathers, which must not be packed.
 JUNK = [
     ".hypothesis/examples/x",
+    ".import_linter_cache/x.json",
     ".mypy_cache/3.11/x.json",
     "benchmarks/__pycache__/x.cpython-311.pyc",
     "build/lib/captum_lrp_stab/old.py",
