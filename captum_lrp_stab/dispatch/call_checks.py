@@ -11,11 +11,6 @@ from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.tensors.graph import made
 
 
-def is_transformed() -> bool:
-    """Return whether a transformation of torch.func is running."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def check_call(
     call: TorchCall, naming: Naming, is_data: Callable[[Tensor], bool], transformed: bool
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from captum_lrp_stab.dispatch.operation import Operation
@@ -16,6 +17,8 @@ from captum_lrp_stab.tensors import marks
 if TYPE_CHECKING:
     from captum_lrp_stab.fast.factor_cache import Memo
     from captum_lrp_stab.fast.parameter_cache import Derived
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -165,3 +168,22 @@ def is_mergeable(use: LayerUse, x: Tensor) -> bool:
     dense_on_vectors = isinstance(use.affine, Dense) and x.dim() == 2
     batched = isinstance(use.affine, Convolution) and x.dim() == use.affine.dims + 2
     return not use.operation.batch_norm and (dense_on_vectors or batched)
+
+
+Order = tuple[LayerUse, int]
+"""A layer, and the version of its input."""
+
+
+def keep_order(out: Tensor, order: Order | None) -> None:
+    """Remember the layer whose output, or a non-decreasing function of it, is ``out``.
+
+    In half precision, where rounding makes different values equal (``max_pools``).
+    """
+    if order is not None and out.dtype in _HALF:
+        marks.put(out, "order", order)
+
+
+def order_of(x: Tensor) -> Order | None:
+    """Return the layer that knows the order of the values of ``x``, None if there is none."""
+    order: Order | None = marks.get(x, "order") if x.dtype in _HALF else None
+    return order

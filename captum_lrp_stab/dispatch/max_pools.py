@@ -12,45 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_stab.dispatch.layer_use import LayerUse
-from captum_lrp_stab.tensors import marks
+from captum_lrp_stab.dispatch.layer_use import Order
 
 POOLS: dict[str, Callable[..., Any]] = {
     "max_pool1d": F.max_pool1d,
     "max_pool2d": F.max_pool2d,
     "max_pool3d": F.max_pool3d,
 }
-_HALF = (torch.float16, torch.bfloat16)
 _SMALL = 2.0**-12  # so that the float32 values only tell equals apart
 
 
-Order = tuple[LayerUse, int]
-"""A layer, and the version of its input."""
-
-
-def keep_order(out: Tensor, order: Order | None) -> None:
-    """Remember the layer whose output, or a non-decreasing function of it, is ``out``."""
-    if order is not None and out.dtype in _HALF:
-        marks.put(out, "order", order)
-
-
-def order_of(x: Tensor) -> Order | None:
-    """Return the layer that knows the order of the values of ``x``, None if there is none."""
-    order: Order | None = marks.get(x, "order") if x.dtype in _HALF else None
-    return order
-
-
-def resolved(name: str, x: Tensor) -> Callable[..., Tensor] | None:
+def resolved(name: str, order: Order) -> Callable[..., Tensor] | None:
     """Return a max pool that chooses between equals as float32 would, None if it cannot.
 
     Args:
         name: One of ``POOLS``.
-        x: What is pooled.
+        order: The layer that knows the order of what is pooled.
     """
-    order = order_of(x)
-    if order is None or order[0].x._version != order[1]:
+    use, version = order
+    if use.x._version != version:
         return None
-    use = order[0]
 
     def pool(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):

@@ -23,23 +23,21 @@ from torch.overrides import TorchFunctionMode
 from captum_lrp_stab.dispatch import (
     backward_hooks,
     first_layers,
-    max_pools,
     output_activation,
-    reached,
     treatments,
     without_rule,
 )
-from captum_lrp_stab.dispatch.call_checks import check_call, is_transformed
+from captum_lrp_stab.dispatch.call_checks import check_call
 from captum_lrp_stab.dispatch.compiler import Eager
 from captum_lrp_stab.dispatch.form import Compute, Form
-from captum_lrp_stab.dispatch.layer_use import LayerUse, Turn, count_readers
+from captum_lrp_stab.dispatch.layer_use import LayerUse, Turn, count_readers, keep_order
 from captum_lrp_stab.dispatch.naming import Naming
-from captum_lrp_stab.dispatch.operation import Operation
+from captum_lrp_stab.dispatch.operation import Operation, hidden_fallbacks, link
 from captum_lrp_stab.dispatch.origins import UNSEEN, Origins
 from captum_lrp_stab.dispatch.rule_assignment import Assignment
 from captum_lrp_stab.dispatch.weights import Weights
 from captum_lrp_stab.errors import ModelError
-from captum_lrp_stab.operations import decompositions, flex_attention, nonnegative
+from captum_lrp_stab.operations import flex_attention, nonnegative
 from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.operations.gates import Gates
 from captum_lrp_stab.operations.table import kind_of
@@ -48,6 +46,7 @@ from captum_lrp_stab.rules.affine import Affine, Scale
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.tensors import marks
+from captum_lrp_stab.tensors.graph import graph, is_transformed
 from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
@@ -170,12 +169,10 @@ class Interception(TorchFunctionMode, Form):
 
     def _written_out(self, call: TorchCall) -> Callable[..., Any] | None:
         """Return the same function in single operations, None if it is one itself."""
-        known = decompositions.written_out(call.func)
-        if known is None and treatments.of(call.func) is None and call.func not in self._opening:
-            known = decompositions.opened(call.func)
-        if known is None and call.kind.summand:
-            known = contractions.apart(call, self.is_weights)
-        return known
+        if call.kind.summand:
+            return contractions.apart(call, self.is_weights)
+        known, opened = treatments.written_out(call.func)
+        return opened if known is None and call.func not in self._opening else known
 
     def _run_inside(self, call: TorchCall, written_out: Callable[..., Any]) -> Any:
         """Run a function that is written out, each operation of it under the mode."""
@@ -259,9 +256,27 @@ class Interception(TorchFunctionMode, Form):
         """
         for t in tensors_in((output,), {}):
             self.depends_on_input(t)  # which lists what nobody has seen that made it
-        self.operations = reached.settled(self.operations, output, whole)
+        self._note_reached(output, whole)
         count_readers(tensors_in((output,), {}))
         self._disconnect()
+
+    def _note_reached(self, output: Any, whole: bool) -> None:
+        """Note which operations relevance reaches, and let go of their nodes of the graph."""
+        ran, nodes = self.operations, dict.fromkeys(graph(output))
+        for operation in ran:
+            in_question = whole or operation.fallback or operation.is_merged
+            if in_question and operation.nodes is not None:
+                found = any(node in nodes for node in operation.nodes)
+                operation.reached = found or operation.is_absorbed
+        behind = output_activation.find(output, ran)
+        for operation in ran:
+            operation.head = behind.get(operation)
+        self.operations = [o for o in ran if o.reached or not o.is_merged]
+        self.operations += hidden_fallbacks(nodes)
+        if whole:
+            link(self.operations)
+        for operation in ran:  # also of those left out: their nodes would keep the pass alive
+            operation.nodes = None
 
     def release(self) -> None:
         """Let go of the graph, after the pass or after an exception in it.
@@ -340,7 +355,7 @@ class Interception(TorchFunctionMode, Form):
             rules,
             x,
             scale,
-            nonnegative=nonnegative.is_nonnegative(x),
+            nonnegative=self.optimize and nonnegative.is_nonnegative(x),
             turn=self.turn,
             run=self.naming.run,
         )
@@ -351,7 +366,7 @@ class Interception(TorchFunctionMode, Form):
         use.operation.rule, use.operation.rules = use.rule, use.rules
         out = self.affine(use, compute)
         marks.put(out, "layer", use)
-        max_pools.keep_order(out, (use, use.x._version))
+        keep_order(out, (use, use.x._version))
         return out
 
     def serve_merged(self, use: LayerUse, compute: Compute) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import captum_lrp_stab.types as types
 from captum_lrp_stab.dispatch.naming import Naming
 from captum_lrp_stab.dispatch.operation import Operation
-from captum_lrp_stab.dispatch.weight_owners import Owners
+from captum_lrp_stab.dispatch.weights import Owners
 from captum_lrp_stab.errors import RuleError, RuleMapWarning
 from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.rules import affine_builders, contractions, sums

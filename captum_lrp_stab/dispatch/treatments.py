@@ -54,6 +54,20 @@ def of(func: Function, served: Serving = Serving.NOTHING) -> Treat | None:
     return _of_function(func)[0]
 
 
+WrittenOut = Callable[..., Any] | None
+
+
+@cached
+def written_out(func: Function) -> tuple[WrittenOut, WrittenOut]:
+    """Return a function in single operations, and its opened body; None for what is not known.
+
+    Its body is opened where nothing else is known of it.
+    """
+    known = decompositions.written_out(func)
+    is_known = known is not None or _of_function(func)[0] is not None
+    return known, None if is_known else decompositions.opened(func)
+
+
 @cached
 def _of_function(func: Function) -> tuple[Treat | None]:
     kind = kind_of(func)

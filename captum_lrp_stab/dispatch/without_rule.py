@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_stab.dispatch import max_pools
-from captum_lrp_stab.dispatch.layer_use import layer_of
+from captum_lrp_stab.dispatch.layer_use import keep_order, layer_of, order_of
 from captum_lrp_stab.dispatch.operation import Operation, Treatment
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import activations, gates
@@ -77,7 +77,8 @@ def moving(form: Form, operation: Operation, call: TorchCall) -> Any:
 
 def max_pool(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a max pool; in half precision ties are broken by the values before rounding."""
-    pool = None if call.kwargs.get("return_indices") else max_pools.resolved(call.name, call.x)
+    order = None if call.kwargs.get("return_indices") else order_of(call.x)
+    pool = None if order is None else max_pools.resolved(call.name, order)
     return moving(form, operation, call if pool is None else call.changed(pool))
 
 
@@ -119,9 +120,10 @@ def rectifier(form: Form, operation: Operation, call: TorchCall) -> Any:
     operation.treatment = Treatment.PASSED
     if call.any_is_data(call.others):
         return unknown(form, operation, call)
-    order = max_pools.order_of(call.x) if activations.is_monotone(call) else None
+    order = order_of(call.x)
     out = _rectified(form, call)
-    max_pools.keep_order(out, order)
+    if order is not None and activations.is_monotone(call):
+        keep_order(out, order)
     return gates.marked(out, call.gates.factor(call.x))
 
 

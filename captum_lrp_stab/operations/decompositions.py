@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import flex_attention
-from captum_lrp_stab.operations.table import cached, canonical_name
+from captum_lrp_stab.operations.table import canonical_name
 
 
 def opened(func: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -224,17 +224,8 @@ _OF_HIGHER_ORDER: dict[str, Callable[..., Any]] = {
 """From the name of a higher-order operator to the same in single operations."""
 
 
-@cached
-def _known(func: Callable[..., Any]) -> tuple[Callable[..., Any] | None]:
-    return (_written_out(func),)
-
-
 def written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """Return a torch function in single operations, None if it is not known so."""
-    return _known(func)[0]
-
-
-def _written_out(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if isinstance(func, torch._ops.HigherOrderOperator):
         return _OF_HIGHER_ORDER.get(func.__name__)
     if canonical_name(func) == "batch_norm_no_update":

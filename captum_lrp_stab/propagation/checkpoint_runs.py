@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_stab.dispatch import max_pools
-from captum_lrp_stab.dispatch.layer_use import LayerUse, is_mergeable, layer_of
+from captum_lrp_stab.dispatch.layer_use import LayerUse, is_mergeable, layer_of, order_of
 from captum_lrp_stab.errors import LRPError, ModelError, RuleError
 from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.repeats import Made, made
@@ -261,7 +260,7 @@ def _memory(t: Tensor) -> int:
 
 def _keep_order(t: Tensor, new: Tensor) -> None:
     """Let a max pool behind the segment choose between equals as the layer in it would."""
-    order = max_pools.order_of(t)
+    order = order_of(t)
     if order is not None:
         use, version = order
         alone = replace(use, x=use.x.detach(), z=None, memo=None)  # without the graph

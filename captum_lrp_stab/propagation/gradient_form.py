@@ -28,7 +28,7 @@ from captum_lrp_stab.operations import activations
 from captum_lrp_stab.operations.calls import TorchCall
 from captum_lrp_stab.propagation.autograd_nodes import FactorStep, RuleStep
 from captum_lrp_stab.propagation.carriers import Carriers
-from captum_lrp_stab.propagation.observer import Observer, propagated
+from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
 from captum_lrp_stab.propagation.probes import CarrierProbeStep, Probe, Probes
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.tensors.blocks import Buffer
@@ -37,17 +37,45 @@ from captum_lrp_stab.tensors.complex_values import as_real, like, total
 
 def times(x: Tensor, c: Tensor, scale: float = 1.0) -> Tensor:
     """Return the relevance ``x * c / scale``, 0 where either is 0; part by part of complex ones."""
-    x_, c_ = as_real(x), as_real(c)
+    x_, c_ = (as_real(x), as_real(c)) if x.is_complex() or c.is_complex() else (x, c)
     R = x_ * c_ if scale == 1 else (x_.float() * c_.float() / scale).to(x_.dtype)
     if not bool(R.sum().isfinite()):  # else 0 times anything is 0 already
         R.masked_fill_((x_ == 0) | (c_ == 0), 0)
-    return like(R, x)
+    return like(R, x) if x.is_complex() else R
 
 
 def divided(R: Tensor, x: Tensor) -> Tensor:
     """Return the coefficient ``R / x``, where 0/0 is 0; part by part of complex ones."""
     x_ = as_real(x)
     return like((as_real(R) / x_).masked_fill(x_ == 0, 0), x)
+
+
+def propagated(
+    observer: Observer | None,
+    use: LayerUse,
+    x: Tensor,
+    z: Tensor,
+    carried: Tensor,
+    division: Division,
+    **options: Any,
+) -> Tensor:
+    """Return what a layer's rule propagates to its input, and tell the observer, if there is one.
+
+    Args:
+        observer: Called with the passage.
+        use: The layer.
+        x: Its input.
+        z: Its output.
+        carried: What the backward pass carries for ``z``.
+        division: How the rule divides.
+        **options: Further fields of :class:`Passage`; relevance is carried as it is without them.
+    """
+    result, sent = use.rule.propagated(use.op, x, z, carried, division)
+    if observer is not None:
+        options = {"above": as_it_is, "below": as_it_is} | options
+        ends = (x,), z, carried, (result,), division
+        observer.backward(Passage(use.operation, *ends, site=use, messages=sent, **options))
+    return result
 
 
 class GradientForm(Interception):
@@ -69,13 +97,12 @@ class GradientForm(Interception):
         self.observer = observer
         self._scale = 1.0  # of what the backward pass carries
         self._is_last = False  # not before ours: the model may run one of its own
-        self._buffer = Buffer()
+        self._buffer: Buffer | None = None
         self._constants: list[Tensor] = []  # which count as data, because a probe is there
-        self.direct_uses: list[
-            LayerUse
-        ] = []  # layers whose rule is not proportional to their input
+        # layers whose rule is not proportional to their input
+        self.direct_uses: list[LayerUse] = []
         # by a weak reference: a cycle would keep the model alive until the garbage collector runs
-        self._probes = Probes(probes, weakref.proxy(self))
+        self._probes = Probes(probes, weakref.proxy(self)) if probes else ()
         self.leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
         self.carriers = tuple(torch.zeros_like(x, requires_grad=True) for x in inputs)
         self.sources = (*self.leaves, *self.carriers)
@@ -91,7 +118,8 @@ class GradientForm(Interception):
 
     def relevance_of(self, value: Tensor, carried: Tensor) -> Tensor:
         """Return the relevance of a tensor, given what the backward pass carries for it."""
-        return total(times(value, carried, self._scale))
+        R = times(value, carried, self._scale)
+        return total(R) if R.is_complex() else R
 
     def relevances(self, score: Tensor, is_last: bool = True) -> tuple[Tensor, ...]:
         """Run the backward pass and return the relevance of each input.
@@ -144,7 +172,7 @@ class GradientForm(Interception):
         self.direct_uses.clear()
         self.leaves = self.carriers = ()
         self._constants.clear()
-        self._probes = Probes((), weakref.proxy(self))
+        self._probes = ()
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)
@@ -200,6 +228,7 @@ class GradientForm(Interception):
         z, rectified = use.pre_activation(op, x, c)
         known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
         place = use.name, use.operation.batch_norm
+        self._buffer = self._buffer or Buffer()
         tools = coefficients.Tools(self._buffer, use.memo, use.store, place)
         return coefficients.coefficient(use.rule, op, x, z, c, known, tools, use.activation)
 
@@ -280,8 +309,9 @@ class GradientForm(Interception):
         if self.observer is not None:
             self.observer.forget(use.operation)
         out = super().serve_merged(use, compute)
-        for name in (use.name, use.operation.owner):
-            self._probes.watched(name, out, out)
+        if self._probes:
+            for name in (use.name, use.operation.owner):
+                self._probes.watched(name, out, out)
         return out
 
     def on_arguments(self, operation: Operation, call: TorchCall) -> TorchCall:
@@ -298,18 +328,21 @@ class GradientForm(Interception):
     def _is_probed_here(self, name: str) -> bool:
         if name not in self.naming.modules:
             return True
-        return not self.naming.is_running(name) and self._probes.want(name)
+        is_wanted = any(probe.is_wanted for probe in self._probes if probe.name == name)
+        return is_wanted and not self.naming.is_running(name)
 
     def _list_unseen(self, t: Tensor, names: str) -> str:
         """List what has made a tensor, and probe that if asked to."""
         name = super()._list_unseen(t, names)
-        self._probes.watched(name, t, t)
+        if self._probes:
+            self._probes.watched(name, t, t)
         return name
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
         """Probe the result of an operation if asked to, unless its module does so."""
-        for name in reversed(operation.probed):
-            output = self._probes.leaving(name, output, result)
+        if self._probes:
+            for name in reversed(operation.probed):
+                output = self._probes.leaving(name, output, result)
         return output
 
     def as_data(self, t: Tensor) -> Tensor:

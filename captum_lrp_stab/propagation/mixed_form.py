@@ -25,8 +25,7 @@ from captum_lrp_stab.dispatch.layer_use import LayerUse
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError, RuleError
 from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
-from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.propagation.observer import propagated
+from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, propagated, times
 from captum_lrp_stab.propagation.relevance_form import passing
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet

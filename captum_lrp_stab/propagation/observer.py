@@ -7,7 +7,6 @@ the forward pass and in the reverse order in the backward pass. What is made of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,34 +71,6 @@ class Observer:
 
     def again(self) -> None:
         """Drop what was noted of the backward pass, before another one."""
-
-
-def propagated(
-    observer: Observer | None,
-    use: LayerUse,
-    x: Tensor,
-    z: Tensor,
-    carried: Tensor,
-    division: Division,
-    **options: Any,
-) -> Tensor:
-    """Return what a layer's rule propagates to its input, and tell the observer, if there is one.
-
-    Args:
-        observer: Called with the passage.
-        use: The layer.
-        x: Its input.
-        z: Its output.
-        carried: What the backward pass carries for ``z``.
-        division: How the rule divides.
-        **options: Further fields of :class:`Passage`; relevance is carried as it is without them.
-    """
-    result, sent = use.rule.propagated(use.op, x, z, carried, division)
-    if observer is not None:
-        options = {"above": as_it_is, "below": as_it_is} | options
-        ends = (x,), z, carried, (result,), division
-        observer.backward(Passage(use.operation, *ends, site=use, messages=sent, **options))
-    return result
 
 
 def as_it_is(value: Tensor, relevance: Tensor) -> Tensor:

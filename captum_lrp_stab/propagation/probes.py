@@ -139,10 +139,6 @@ class Probes:
         """Return how many there are."""
         return len(self._by_place)
 
-    def want(self, name: str) -> bool:
-        """Return whether a layer is asked for by its name."""
-        return any(probe.is_wanted for probe in self if probe.name == name)
-
     def entering(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return what a layer gets in place of its arguments."""
         probe = self._by_place.get((name, True))

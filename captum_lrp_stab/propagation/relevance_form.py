@@ -23,8 +23,8 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import ModelError
 from captum_lrp_stab.operations import activations
 from captum_lrp_stab.operations.calls import TorchCall, is_in_place, out_of_place
-from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, times
-from captum_lrp_stab.propagation.observer import Passage, as_it_is, propagated
+from captum_lrp_stab.propagation.gradient_form import GradientForm, divided, propagated, times
+from captum_lrp_stab.propagation.observer import Passage, as_it_is
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.rules.rule_set import RuleSet
 from captum_lrp_stab.stabilizers import Identity, StabilizerLike

@@ -9,6 +9,11 @@ from torch import Tensor
 from captum_lrp_stab.tensors.nested import tensors_in
 
 
+def is_transformed() -> bool:
+    """Return whether a transformation of torch.func is running."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def made(tensor: Tensor) -> bool:
     """Return whether a tensor is the result of a differentiable operation."""
     return tensor.requires_grad and not tensor.is_leaf
