@@ -191,8 +191,15 @@ def test_workflow_may_do_little(path: Path) -> None:
     assert workflow.count("timeout-minutes:") == len(jobs)
 
 
+def test_make_describes_each_target() -> None:
+    makefile = text("Makefile")
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert targets is not None
+    assert re.findall(r"^(\w+): ## \S", makefile, re.MULTILINE) == targets[1].split()
+
+
 def test_linters_are_the_same_everywhere() -> None:
-    recipes = dict(re.findall(r"^(\w+):\n((?:\t.+\n)+)", text("Makefile"), re.MULTILINE))
+    recipes = dict(re.findall(r"^(\w+):.*\n((?:\t.+\n)+)", text("Makefile"), re.MULTILINE))
     hooks = re.findall(r"entry: (.+)", text(".pre-commit-config.yaml"))
     commands = [
         line.strip() for name in ("lint", "types", "test") for line in recipes[name].splitlines()
