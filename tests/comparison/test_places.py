@@ -3,12 +3,13 @@
 import copy
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, LayerLRP
+from captum_lrp_stab import LRP, LayerLRP, compare, presets
 from tests.helpers.faults import (
     FAULTS,
     NETWORKS,
@@ -25,6 +26,7 @@ from tests.helpers.faults import (
     planted,
     scaled_by,
 )
+from tests.helpers.networks import build
 
 # Small faults, several, and other values --------------------------------------------------------
 
@@ -132,3 +134,30 @@ def test_a_fault_in_one_form_only_is_found(layer: str, fault: type) -> None:
     right = in_turns("dense")
     comparison = right.compared(right.with_faults({layer: fault}), "captum_driver")
     assert_located(comparison, layer)
+
+
+class Branches(nn.Module):
+    """Two layers, and functional calls between them and a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.left(x) + self.right(x)))
+
+
+def test_what_gives_one_branch_the_right_relevance_has_received_it() -> None:
+    """The addition is to blame for the other branch, not what lies unseen above it."""
+    rules = presets.epsilon(0.1)
+
+    def wrong_on_the_right(model: nn.Module, x: Tensor, target: int) -> Any:
+        names = ["left", "right", "head"]
+        outputs = LayerLRP(model, names, rules).attribute(x, target)
+        layers = dict(zip(names, outputs, strict=True))
+        return 2 * LRP(model, rules).attribute(x, target), layers | {"right": 2 * layers["right"]}
+
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    comparison = compare(build(Branches), x, 1, rules, wrong_on_the_right)
+    assert comparison.verdict == "different"
+    assert comparison.first.candidates == ("add_0",)

@@ -3,14 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from captum.attr._utils.custom_modules import Addition_Module
 from torch import Tensor, nn
 
-from captum_lrp_stab import LRP, EpsilonRule, GammaRule, ZBoxRule, compare
-from captum_lrp_stab.stabilizers import Identity
+from captum_lrp_stab import LRP, EpsilonRule, GammaRule, ZBoxRule, ZeroRule, compare
+from captum_lrp_stab.stabilizers import Additive, Identity
 from tests.helpers.faults import faulty, normed, pooled, scaled_by
 from tests.helpers.known_cases import (
     APART,
@@ -24,6 +25,7 @@ from tests.helpers.known_cases import (
     Skip,
     X,
     assert_known,
+    by_hand,
     exact_norms,
     merged_in_zennit,
     right,
@@ -229,3 +231,21 @@ def test_a_rule_that_differs_in_one_layer_only_is_located() -> None:
     theirs = [*rules(("0", "4"), GammaRule), *rules(("2",), GammaRule, bias="captum")]
     comparison = compare(model, X, TARGET, ours, LRP(model, theirs))
     assert comparison.first.name == "2"
+
+
+def test_rounding_next_to_a_pole_is_shown_by_moved_inputs() -> None:
+    """There float64 too is off by more than the usual tolerance."""
+    model = build(stack, 1)
+    score = float(model(X)[1, 2].detach())
+    assert score < 0  # so that the stabilizer has a pole next to it
+    near = -score * (1 + 1e-8)
+    given = rules(STACK, ZeroRule, stabilizer=Additive(near))
+
+    def rounded_otherwise(sums: Tensor, bias: Tensor) -> Tensor:
+        return torch.nextafter(sums + bias, torch.zeros_like(sums)) + near
+
+    other = partial(by_hand, rounded_otherwise)
+    comparison = compare(model, X, 2, given, other)
+    assert comparison.verdict == "rounding", str(comparison)
+    assert "the inputs moved by a unit roundoff" in comparison.explanation
+    assert compare(model, X, 2, given, other, tolerance=1e-12).verdict == "different"
