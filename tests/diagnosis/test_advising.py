@@ -26,8 +26,7 @@ from captum_lrp_stab.assignment.rules_of_model import rule_set_of
 from captum_lrp_stab.diagnosis import Advice, advise
 from captum_lrp_stab.errors import InputError
 from captum_lrp_stab.propagation import forms
-from tests.helpers.networks import TwoInputs, build
-from tests.helpers.planting_followed import (
+from tests.helpers.advice import (
     TOLERANCE,
     chosen,
     error,
@@ -36,6 +35,7 @@ from tests.helpers.planting_followed import (
     off,
     relevance,
 )
+from tests.helpers.networks import TwoInputs, build
 from tests.helpers.planting_gardener import KINDS
 from tests.helpers.planting_harm import Planting
 from tests.helpers.plantings import clean_run, planting
