@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_lrp_stab import EpsilonRule, PassRule, diagnose
+from captum_lrp_stab import EpsilonRule, GammaRule, PassRule, diagnose
 from captum_lrp_stab.ledger.measuring import histogram_of
 from captum_lrp_stab.ledger.records import LayerRecord
 from captum_lrp_stab.propagation import forms
@@ -238,6 +238,16 @@ def test_an_output_that_is_switched_off_is_no_denominator() -> None:
     # the second is negative, the third is not looked at
     assert by_form["gradient"].count == 1 and by_form["gradient"].smallest == 2
     assert by_form["relevance"].count == 3
+
+
+def test_an_output_of_0_is_counted_under_a_rule_for_one_sign() -> None:
+    """It sends nothing in gradient form, where 0/0 is 0, but its denominator is one to know of."""
+    layer = nn.Linear(2, 2, bias=False).double()
+    layer.weight.data = torch.tensor([[1.0, -1.0], [1.0, 0.0]]).double()
+    model, x = OnTop(layer, 2).eval(), torch.ones(1, 2, dtype=torch.float64)
+    found = diagnose(model, x, None, [(["layer"], GammaRule, {"gamma": 0.5})])
+    (record,) = (r for r in found.layers if r.has_rule)
+    assert record.denominators.count == 2 and record.denominators.smallest == 0.5  # 1.5 - 1
 
 
 def test_additive_epsilon_flips_and_shrinks() -> None:
