@@ -1,1 +1,1 @@
-"""Short ways that give the same numbers as the formulas of the rules."""
+"""Faster computations of what the formulas of the rules give."""

@@ -4,13 +4,14 @@ It computes what ``kernel`` does, up to rounding, for the rules and stabilizers 
 :math:`z / s(d)` is finite wherever nothing is wrong, and leaves the others alone:
 
 - no masks: a factor that is finite needs none. Where something is infinite after all, NaN arises,
-  and the whole attribution is done again by ``kernel``.
-- values are made in the memory of the denominators or in one buffer that all layers share, a block
-  at a time, so that what is between stays in the cache.
+  and the whole attribution is computed again by ``kernel``.
+- values are computed in the memory of the denominators or in one buffer that all layers share, a
+  block at a time, so that intermediate values stay in the cache.
 - no half of a rule that is empty: for inputs that are not negative, and for outputs that a ReLU has
   cut off.
 - no denominators that follow from z: see :meth:`_Layer.gamma` and :meth:`_Layer.box`.
-- what several backward passes over one forward pass have in common is computed once (``memo``).
+- what several backward passes over one forward pass have in common is computed once
+  (``factor_cache``).
 """
 
 from collections.abc import Hashable, Sequence
@@ -31,7 +32,7 @@ from captum_lrp_stab.tensors.blocks import Buffer, blocks, is_dense, like
 
 
 class Known(NamedTuple):
-    """What is known of a layer without looking at it."""
+    """What is known of a layer's values without reading them."""
 
     nonnegative: bool = False  # no element of x is negative
     cut: bool = False  # the coefficient is 0 wherever z is not positive
@@ -39,7 +40,7 @@ class Known(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Where a layer makes and keeps tensors."""
+    """The memory and the caches that a layer uses."""
 
     buffer: Buffer
     memo: Memo | None = None  # for other backward passes, where there are some
@@ -57,7 +58,7 @@ def coefficient(
     tools: Tools,
     y: Tensor | None = None,
 ) -> Tensor | None:
-    r"""Return what ``rule.coefficient(op, x, z, c)`` does, None if that must be asked.
+    r"""Return ``rule.coefficient(op, x, z, c)``, None where only that method can.
 
     Args:
         rule: The rule.
@@ -67,7 +68,7 @@ def coefficient(
         c: The coefficient of ``z``.
         known: Of x and z.
         tools: Of the layer.
-        y: What an activation makes of z, with its sign, if ``c`` is the coefficient of that:
+        y: The activation of z, with the sign of z, if ``c`` is the coefficient of that:
             :math:`c\, y / z` is that of z, and the factor becomes :math:`y / s(d)`.
     """
     if not rule.is_by_messages or {t.dtype for t in (op.weight, x, z)} != {c.dtype}:
@@ -96,7 +97,7 @@ def coefficient(
 
 
 def has_own_weights(rule: Rule) -> bool:
-    """Return whether a rule sends everything through the layer's own weights."""
+    """Return whether a rule has the layer's own weights in each term."""
     own = type(rule).groups is EpsilonRule.groups and type(rule).stabilize is EpsilonRule.stabilize
     return own and rule.is_by_messages
 
@@ -108,7 +109,7 @@ class _Layer(NamedTuple):
     op: Affine
     x: Tensor
     z: Tensor
-    top: Tensor  # of the factor: z, or what an activation makes of it
+    top: Tensor  # the numerator of the factor: z, or its activation
     c: Tensor
     known: Known
     tools: Tools
@@ -213,7 +214,7 @@ class _Layer(NamedTuple):
         return some
 
     def _sent_down(self, terms: Sequence[Term], values: Tensor) -> Tensor:
-        """Return what the terms of a group hand down."""
+        """Return what the terms of a group propagate to x."""
         parts: dict[Part, Tensor] = {}
         for term in terms:
             part = self.op.vjp(values, self.x, term.weight)
@@ -304,7 +305,7 @@ class _Layer(NamedTuple):
         return relevance.addcmul_(self.x - high.input(self.x), negative)
 
     def _shift(self, group: Group) -> Tensor | None:
-        """Return the zB rule's denominators less z; None where rounding would show."""
+        """Return the zB rule's denominators minus z; None where rounding would show."""
         op, store = self.op, self.tools.store
         corners = [term for term in group.terms if term.constant is not None]
         values = [_without_repeats(term.input(self.x)) for term in corners]
@@ -331,7 +332,7 @@ class _Layer(NamedTuple):
 
 
 def _without_repeats(t: Tensor) -> Tensor:
-    """Return a tensor without the copies that an expansion has made of it."""
+    """Return a tensor without the copies of an expansion."""
     return t[tuple(slice(0, 1 if step == 0 else None) for step in t.stride())]
 
 

@@ -12,7 +12,7 @@ from captum_lrp_stab.rules.standard import EpsilonRule
 
 @dataclass
 class Memo:
-    """What a layer computed in one backward pass that serves in the next as well.
+    """Tensors of a layer that one backward pass computes and the next ones use.
 
     Args:
         rules: Of the layer, one for each variant.
@@ -33,11 +33,11 @@ class Memo:
 
     @property
     def formula(self) -> Hashable:
-        """What the rule whose turn it is has in common with those that serve the same tensors."""
+        """What the active rule has in common with those that can use the same tensors."""
         return self._formulas[self.turn.variant]
 
     def keep(self, key: tuple[Hashable, ...], value: Tensor) -> None:
-        """Keep a tensor, and drop those that serve no variant to come.
+        """Cache a tensor, and drop those that no later variant uses.
 
         Args:
             key: A formula, and what else the tensor depends on.

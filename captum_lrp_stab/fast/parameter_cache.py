@@ -1,6 +1,6 @@
-"""Tensors made from a few parameters, kept from call to call: such as the zB rule's constants.
+"""A cache of tensors computed from a few parameters, such as the zB rule's constants.
 
-Weights derived from a layer's own, such as ``w + gamma * w.clamp(min=0)``, are made anew each time:
+Weights derived from a layer's own, such as ``w + gamma * w.clamp(min=0)``, are computed each time:
 to find out whether all of a layer's weights are still the same, whatever has written to them, takes
 as long.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 DEFAULT_SHARE = 0.25
-"""Of the memory of a model's parameters: how much is kept unless the user says otherwise."""
+"""The default size of the cache, as a share of the memory of the model's parameters."""
 _MANY = 2**17
-"""Elements: with more to compare, nothing is kept."""
+"""The number of source elements to compare above which nothing is cached."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Derived:
         return sum(entry.size for entry in list(self._entries.values()))
 
     def get(self, key: Hashable, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """Return what ``make`` gives, or gave for the same key and equal sources.
+        """Return the result of ``make``, cached for the same key and equal sources.
 
-        Nothing is kept on an accelerator, where a comparison would wait for it.
+        Nothing is cached on an accelerator, where a comparison would wait for it.
 
         Args:
             key: What is made: the layer, the purpose and all numbers that go into it.

@@ -76,7 +76,7 @@ def scaled(c: Tensor, z: Tensor, y: Tensor, slope: float) -> Tensor:
 
 
 def slope_at_zero(call: TorchCall) -> float | None:
-    """Return the slope of the call's function at 0, or None if it is not 0 there.
+    """Return the slope of the call's function at 0, or None if the function is not 0 there.
 
     Exponents and bounds may be tensors, all elements of which must allow for it.
     """

@@ -1,4 +1,4 @@
-"""One call of a torch function, as a mode sees it: read once, and asked by everything else."""
+"""One call of a torch function, with its arguments and what is known of the function."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TorchCall:
         return target if isinstance(target, Tensor) else None
 
     def result(self, out: Any) -> Any:
-        """Return what it has made, given its output: ``x[i] = y`` gives nothing, and writes."""
+        """Return its result, given its output: that of ``x[i] = y`` is None, the result is x."""
         return self.args[0] if self.func is Tensor.__setitem__ else out
 
     def run(self) -> Any:

@@ -1,9 +1,9 @@
 """Flex attention (``torch.nn.attention.flex_attention``), written out in single operations.
 
-The function itself tells no mode of its call. It asks its arguments for their device and whether
-they require gradients, by which it is recognized, and calls a higher-order operator in the end,
-which is seen. That operator maps a function of one score over all of them by ``torch.func.vmap``,
-where nothing can be followed; here it is given all scores at once.
+No torch function mode sees the call of the function itself. It asks its arguments for their device
+and whether they require gradients, by which it is recognized, and in the end calls a higher-order
+operator, which a mode does see. That operator maps a function of one score over all of them by
+``torch.func.vmap``, where relevance cannot be followed; here it is given all scores at once.
 """
 
 import math
@@ -25,7 +25,7 @@ _DEPTH = 4
 def asked_by() -> str:
     """Return the function of flex attention's module that asks for an attribute, "" if none does.
 
-    To be called by a mode, while it handles the question.
+    Call this in a mode, while it handles the access to the attribute.
     """
     if _MODULE not in sys.modules:
         return ""
@@ -50,7 +50,7 @@ def attention(
     score_buffers: tuple[Tensor, ...] = (),
     mask_buffers: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the higher-order operator of flex attention does of the arguments.
+    """Return the result of the higher-order operator of flex attention for the arguments.
 
     Raises:
         ModelError: ``score_mod`` is no function of whole tensors.

@@ -67,8 +67,8 @@ def marked(out: Any, gate: Known | None) -> Any:
 class Gates:
     """What is known of the tensors that an operation reads and that depend on the model's input.
 
-    An operation may write over what it reads, and then a mark says nothing any more. So what is
-    known is gathered before it runs.
+    An operation may write over what it reads, and then a mark no longer counts. So what is known
+    is gathered before the operation runs.
 
     Args:
         data: These tensors.
@@ -107,14 +107,14 @@ class Gates:
         return None if kind.sums else known
 
     def keep_bases(self) -> None:
-        """Mark again what has been written to by a view, and is what it was before."""
+        """Mark again what was written to through a view, and has the values it had before."""
         for view, base, known in self._bases:
             if known is not None and of(base) is None and of(view) is known:
                 marked(base, known)
 
 
 def _shifted(kind: Saturating, count: int, constants: Iterable[Any], alpha: Any) -> Known | None:
-    """Return what a constant makes of saturating values, or adding them to each other."""
+    """Return what is known of saturating values plus a constant, or plus each other."""
     if alpha != 1 or count > 1:
         return None
     ranges = [r for r in map(_range, constants) if r is not None]
@@ -123,7 +123,7 @@ def _shifted(kind: Saturating, count: int, constants: Iterable[Any], alpha: Any)
 
 
 def _rescaled(kind: Saturating, name: str, constants: Iterable[Any]) -> Known | None:
-    """Return what a constant factor or divisor makes of saturating values."""
+    """Return what is known of saturating values times or over a constant."""
     bound = kind.bound
     for low, high in filter(None, map(_range, constants)):
         bound *= high if "div" not in name else 1 / low if low else math.inf

@@ -25,7 +25,7 @@ HELD = 0.0
 
 
 def _sharing(t: Tensor, share: float | Tensor) -> Tensor:
-    """Return ``t``, which gets a share of what is handed down to it."""
+    """Return ``t``, which gets a share of the relevance that is propagated to it."""
     alias = t.view_as(t)
     if alias.requires_grad:
         alias.register_hook(lambda c: c * share)  # type: ignore[no-untyped-call]
@@ -143,8 +143,8 @@ def batch_norm(
 ) -> Tensor:
     """Return ``F.batch_norm`` of the arguments in eval mode, where it is linear.
 
-    Torch's own backward pass on a CPU gives wrong numbers for a batch of one, where what it is
-    handed is strided otherwise than the input, as behind a transposition.
+    Torch's own backward pass on a CPU gives wrong numbers for a batch of one where the gradient has
+    other strides than the input, as behind a transposition.
     """
     assert running_mean is not None and running_var is not None
     factor = _per_channel(batch_norm_scale(running_var, weight, eps), input)
@@ -154,7 +154,7 @@ def batch_norm(
 
 
 def batch_norm_scale(running_var: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Return by what a batch norm in eval mode multiplies each channel."""
+    """Return the factor of each channel in a batch norm in eval mode."""
     with torch.no_grad():
         scale = torch.rsqrt(running_var + eps)
         return scale if weight is None else scale * weight
@@ -189,11 +189,11 @@ def _normalised(
     eps: float,
     centred: bool = True,
 ) -> Tensor:
-    """Return ``z``, handing down through the normalisation of ``x`` with its scale held constant.
+    """Return ``z``, connected to ``x`` by the normalisation with its scale held constant.
 
     Args:
         x: The input.
-        z: What the normalisation makes of it.
+        z: The normalised input.
         rows: The shape in which the last dimension of x is normalised.
         weight: Multiplies the result, broadcasting to x's shape.
         eps: Added to the mean square.
@@ -226,4 +226,4 @@ NORMALISATIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.group_norm: group_norm,
     F.instance_norm: instance_norm,
 }
-"""From a torch function to its surrogate."""
+"""From a torch function to the one with the gradient that is its rule."""

@@ -2,7 +2,7 @@
 
 What is known follows from the operations that made a tensor: a ReLU gives no negative values, a max
 pool of such gives none either. Rules that treat inputs by their sign (gamma, z+, alpha-beta) then
-need half the work, and nobody has to look at the values.
+need half the work, and the values need not be read.
 """
 
 import math
@@ -22,9 +22,9 @@ def is_nonnegative(t: Tensor) -> bool:
 
 
 def gives_nonnegative(call: TorchCall) -> bool:
-    """Return whether what a call makes is known to have no negative element.
+    """Return whether the result of a call is known to have no negative element.
 
-    To be asked before it runs: it may write over its arguments.
+    Ask before the call runs: it may write over its arguments.
     """
     kind = call.kind
     if kind.nonnegative:

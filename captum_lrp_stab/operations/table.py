@@ -42,7 +42,7 @@ class Kind:
     softmax: bool = False
     normalises: bool = False  # by statistics of its input
 
-    fact: bool = False  # it tells of a tensor, without its values
+    fact: bool = False  # it returns a property of a tensor that is none of its values
     random: bool = False  # its result is drawn
     conjugates: bool = False  # it conjugates complex numbers
     adds: bool = False
@@ -66,7 +66,7 @@ class Kind:
     saturates: bool = False  # at the same bound above and below 0
     is_head: bool = False  # it makes probabilities of logits
     of_layers: bool = False  # layers with parameters call it
-    leaves_alone: bool = False  # what is done here to values is not done to others beside them
+    leaves_alone: bool = False  # relevance carried beside a tensor does not follow it through this
 
     @property
     def gives_inputs(self) -> bool:
@@ -197,7 +197,7 @@ _OPERATORS = names_of("mixes", "product", "quotient", "power")
 
 
 _MOST = 4096
-"""Functions of which answers are cached: more than torch has."""
+"""The number of functions whose answers are cached: more than torch has."""
 
 
 def cached(ask: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
@@ -209,7 +209,7 @@ def cached(ask: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., An
         found = known.get(func)
         if found is None:
             found = ask(func)
-            # not of a function made in a call, which refers to tensors
+            # not of a closure, which may hold tensors
             if getattr(func, "__closure__", None) is None and len(known) < _MOST:
                 known[func] = found
         return found

@@ -2,7 +2,7 @@
 
 ``of_call`` reads the arguments of a call such as ``torch.conv2d(x, w, b, stride=2)``; ``of_module``
 reads the attributes of a module and goes through the same builders. Each builder has the signature
-of the torch function it describes and returns an :class:`~captum_lrp_stab.affine.Affine`.
+of the torch function it describes and returns an :class:`~captum_lrp_stab.rules.affine.Affine`.
 """
 
 import math

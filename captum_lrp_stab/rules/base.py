@@ -111,14 +111,14 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     def messages(
         self, op: Affine, x: Tensor, z: Tensor, carried: Tensor, division: Division
     ) -> Iterator[Sent]:
-        """Yield what each group of the formula sends down, see ``kernel``."""
+        """Yield the message of each group of the formula, see ``kernel``."""
         groups = self.groups(op, x)
         return kernel.messages(groups, op, x, z, carried, self.stabilize, division)
 
     def propagated(
         self, op: Affine, x: Tensor, z: Tensor, carried: Tensor, division: Division
     ) -> tuple[Tensor, list[Sent] | None]:
-        """Return what ``x`` gets, and the messages that this is the sum of, if it is by messages.
+        """Return the coefficient or relevance of ``x``, and the messages it is the sum of, if any.
 
         Args:
             op: The layer's affine map.
@@ -138,7 +138,7 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
 
     @property
     def is_by_messages(self) -> bool:
-        """Whether messages are all there is to the rule: not so if a subclass overrides more."""
+        """Whether the rule is the sum of its messages: not so if a subclass overrides more."""
         own = type(self)
         if not vars(self).keys().isdisjoint(_FORMULA):  # methods set on the rule itself
             return False
@@ -160,7 +160,7 @@ class Rule(PropagationRule):  # type: ignore[misc]  # Captum has no type informa
     # Captum's protocol ---------------------------------------------------------------------------
 
     def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Keep the layer's true inputs; a stock rule further down may change them in pass two."""
+        """Keep the layer's true inputs: a stock rule below it may change them in pass two."""
         if not _tensors(inputs):
             raise RuleError(
                 f"{self.describe_place(module)}: it is called with keyword arguments, which stock "

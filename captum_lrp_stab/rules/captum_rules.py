@@ -62,7 +62,7 @@ _HOOKS = (
 
 
 class ManipulatedWeightsRule(Rule):
-    """A rule given by what Captum's ``_manipulate_weights`` does to a layer's parameters.
+    """A rule whose weights are those that Captum's ``_manipulate_weights`` gives a layer.
 
     Args:
         rule: The stock rule; its ``STABILITY_FACTOR`` is the stabilizer.
@@ -108,7 +108,7 @@ class ManipulatedWeightsRule(Rule):
 
 
 class RoutingRule(Rule):
-    """Hand relevance through a layer that only moves or selects values (reshape, pad, max pool)."""
+    """Propagate through a layer that only moves or selects values (reshape, pad, max pool)."""
 
     def backward_of(self, module: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Backward:
         """Return the layer's own vector-Jacobian product, which routes relevance as it is."""

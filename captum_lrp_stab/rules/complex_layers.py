@@ -10,7 +10,7 @@ from captum_lrp_stab.tensors.complex_values import as_real
 
 
 def on_pairs(op: Affine) -> Affine:
-    """Return the map with real weights that does to pairs what a complex one does to numbers.
+    """Return the real map on pairs that equals a complex map on numbers.
 
     Its features are those of :func:`split`.
     """
@@ -38,7 +38,7 @@ def split(t: Tensor, op: Affine) -> Tensor:
 
 
 def join(t: Tensor, op: Affine) -> Tensor:
-    """Return what :func:`split` has made ``t`` of."""
+    """Return the complex tensor that :func:`split` has turned into ``t``."""
     if isinstance(op, Contraction):
         return torch.view_as_complex(t.contiguous())
     place = t.dim() + _features(op)

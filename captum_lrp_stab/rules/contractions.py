@@ -57,7 +57,7 @@ def is_layer(call: TorchCall, is_weights: IsWeights) -> bool:
 
 
 def apart(call: TorchCall, is_weights: IsWeights) -> Callable[..., Tensor] | None:
-    """Return a layer and what else a call does in operations of their own.
+    """Return a call as a layer followed by the other operations that it does.
 
     None where a call is no layer, or nothing else. ``torch.addmm(x, y, w)`` with data ``x`` and
     ``y`` is a layer and a sum, and ``z.addmm_(y, w)`` writes as well.

@@ -1,6 +1,6 @@
 r"""Rules for the first layer, whose relevance is not proportional to the layer's input.
 
-Notation as in ``rules``.
+Notation as in ``standard``.
 """
 
 import warnings

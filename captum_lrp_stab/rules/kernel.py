@@ -58,7 +58,7 @@ class Part(Enum):
 class Term(NamedTuple):
     """One pass of an input through the layer with a rule's weights."""
 
-    weights: Tensor | Callable[[], Tensor]  # a function where they may not be needed
+    weights: Tensor | Callable[[], Tensor]  # a function, called if they are needed
     bias: Tensor | None
     part: Part = Part.ALL
     constant: Tensor | None = None  # stands for x: box bounds, ones; batch dimension 1
@@ -70,7 +70,7 @@ class Term(NamedTuple):
         return self.weights if isinstance(self.weights, Tensor) else self.weights()
 
     def input(self, x: Tensor) -> Tensor:
-        """Return what the term sends through the layer."""
+        """Return the term's input to the layer, :math:`u_t`."""
         return self.part.of(x) if self.constant is None else self.constant
 
 
@@ -80,7 +80,7 @@ class Group(NamedTuple):
     terms: tuple[Term, ...]
     share: float = 1.0
     outputs: Part = Part.ALL
-    one_sign: bool = False  # all contributions have one sign: a sum of 0 is a sum of nothing
+    one_sign: bool = False  # all contributions have one sign: where their sum is 0, so are all
 
 
 def denominators(group: Group, op: Affine, x: Tensor, z: Tensor) -> Tensor:
@@ -120,12 +120,12 @@ class Division(Enum):
 
 
 class Message(NamedTuple):
-    """What a group sends down through the weights, for each output."""
+    """What a group propagates through its weights: a value for each output."""
 
     values: Tensor
     denominators: Tensor
     stabilized: Tensor
-    dead: Tensor | None  # outputs that send nothing, whatever they were handed; None: none
+    dead: Tensor | None  # outputs that propagate nothing, whatever they receive; None: none
 
 
 def message(
@@ -137,10 +137,10 @@ def message(
     stabilize: Stabilize,
     division: Division,
 ) -> Message | None:
-    """Return what the group makes of the coefficient or relevance ``carried`` for ``z``.
+    """Return what the group propagates of ``carried``, the coefficient or relevance of ``z``.
 
     None where it is known to be 0 everywhere. As a coefficient it is 0 where ``c`` or ``z`` is 0,
-    and where the denominator is a sum of nothing: 0/0 is 0.
+    and where the denominator is 0 because all contributions are: 0/0 is 0.
     """
     dead: Tensor | None = None
     if division is Division.COEFFICIENT:
@@ -174,7 +174,7 @@ def messages(
     stabilize: Stabilize,
     division: Division,
 ) -> Iterator[Sent]:
-    """Yield each group with its message, without those that send nothing."""
+    """Yield each group with its message, without those that propagate nothing."""
     for group in groups:
         sent = message(group, op, x, z, carried, stabilize, division)
         if sent is not None:

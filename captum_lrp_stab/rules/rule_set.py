@@ -54,7 +54,7 @@ class Positions:
 
 
 class Composite(ABC):
-    """What gives the layers of any model their rules, such as a preset."""
+    """A source of rules for the layers of any model, such as a preset."""
 
     @property
     def is_by_depth(self) -> bool:
@@ -78,7 +78,7 @@ class RuleSet:
     Args:
         named: Rule by layer name.
         default: Rule of linear layers and convolutions that have no other.
-        composite: What gives layers that are not named their rules; None for nothing.
+        composite: The source of rules for layers that are not named; None for none.
         attention: ``"attnlrp"`` propagates through the softmax by its gradient and halves products
             (Achtibat et al. 2024); ``"cp"`` holds the attention weights constant (Ali et al. 2022).
         merge_batch_norm: Treat a batch norm that follows a linear layer as one layer with it.

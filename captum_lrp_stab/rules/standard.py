@@ -1,4 +1,4 @@
-r"""The propagation rules: parameters and formulas, nothing else; ``input_rules`` has the others.
+r"""The propagation rules: parameters and formulas, nothing else; ``input_layer`` has the others.
 
 Notation as in the papers: x the layer's input, w and b its weights and bias,
 :math:`z_k = \sum_j x_j w_{jk} + b_k`, :math:`v^+ = \max(v, 0)`, :math:`v^- = \min(v, 0)`, s the
@@ -220,7 +220,7 @@ class ZPlusRule(AlphaBetaRule):
 
 
 class PassRule(Rule):
-    r"""Hand relevance on unchanged, element by element: :math:`R_j = R_k`.
+    r"""Propagate relevance unchanged, element by element: :math:`R_j = R_k`.
 
     For activations, where it is what happens without a rule too, and for layers that keep the
     shape of their input.
@@ -274,12 +274,12 @@ Sign = Literal["+", "-"]
 
 
 def half(op: Affine, sign: Sign) -> Callable[[], Tensor]:
-    """Return what makes the positive or the negative part of a layer's weights."""
+    """Return a function that computes the positive or the negative part of the weights."""
     return cache(lambda: op.weight.clamp(min=0) if sign == "+" else op.weight.clamp(max=0))
 
 
 def _favoured(op: Affine, gamma: float, sign: Sign) -> Callable[[], Tensor]:
-    """Return what makes a layer's weights with more of their positive or negative part."""
+    """Return a function that computes the weights with more of one part, by its sign."""
     return cache(lambda: torch.add(op.weight, half(op, sign)(), alpha=gamma))
 
 

@@ -48,7 +48,7 @@ Bias = Tensor | float | None
 
 
 def serving(call: TorchCall) -> Serving:
-    """Return as what an operation would be served."""
+    """Return what kind of sum an operation is to a rule."""
     if call.name not in NAMES or call.kwargs.get("out") is not None:
         return Serving.NOTHING
     if any(t.is_complex() for t in call.tensors):

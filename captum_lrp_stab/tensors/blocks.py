@@ -1,4 +1,4 @@
-"""Going through tensors a block at a time, so that what is between stays in the cache."""
+"""Going through tensors a block at a time, so that intermediate values stay in the cache."""
 
 import math
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def spaced(t: Tensor, most: int | None) -> Tensor:
 
 
 class Buffer:
-    """Memory for what one layer at a time makes and uses up."""
+    """Memory for the intermediate values of one layer at a time."""
 
     def __init__(self) -> None:
         self._flat: Tensor | None = None

@@ -18,7 +18,7 @@ def as_real(t: Tensor) -> Tensor:
 
 
 def like(values: Tensor, t: Tensor) -> Tensor:
-    """Return what :func:`as_real` makes ``values`` of, if ``t`` is complex; else ``values``."""
+    """Return ``values`` as complex numbers, undoing :func:`as_real`, if ``t`` is complex."""
     return torch.complex(values[..., 0], values[..., 1]) if t.is_complex() else values
 
 

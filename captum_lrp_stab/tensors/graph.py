@@ -21,7 +21,7 @@ def made(tensor: Tensor) -> bool:
 
 OWN = "captum_lrp_stab."
 OPERATORS = "torch._library."
-"""Where functions come from that stand for operators of a library, which are seen as any other."""
+"""Where the functions of a library's operators come from, which a mode sees like any other."""
 
 
 def library_of(node: Any) -> str:
@@ -69,8 +69,8 @@ def graph(output: Any, known: set[Any] | None = None) -> Iterator[Any]:
 
 
 def before(node: Any) -> list[Any]:
-    """Return the nodes of the autograd graph that a node hands its gradient to, None among them."""
+    """Return the nodes of the autograd graph that a node's gradient goes to, None among them."""
     try:
         return [previous for previous, _ in node.next_functions]
-    except RuntimeError:  # PyTorch 2.4, of a custom function whose graph has been let go
+    except RuntimeError:  # PyTorch 2.4, of a custom function whose graph has been freed
         return []

@@ -1,16 +1,19 @@
 """Marks on tensors: what is known of a value, for as long as nothing writes to it.
 
-A mark is kept with the tensor's version: a write makes it stale, and it says nothing any more.
+A mark is kept with the tensor's version: a write makes it stale, and it no longer counts.
 
-- ``layer``: the use of a layer whose output it is (``layer_use``).
-- ``padded``: what it is a padding of (``treatments.layers``).
-- ``gate``, ``shift``: what it is in a product (``gates``).
-- ``nonnegative``: it has no negative element (``signs``).
-- ``input``: no layer has part in it; whether it holds values of the inputs (``first_layers``).
-- ``order``: the layer that knows the order of its values before rounding (``ties``).
-- ``cut``: the segment that has made it, or reads it, without the layer next to it (``segments``).
-- ``weights``: whether parameters are in it, of what is the model's own (``weights``).
-- ``relevance``: the backward pass hands it relevance, not a coefficient (``mixed_form``).
+- ``layer``: the use of a layer whose output it is (``dispatch.layer_use``).
+- ``padded``: what it is a padding of (``dispatch.layers``).
+- ``gate``, ``shift``: what it is in a product (``operations.gates``).
+- ``nonnegative``: it has no negative element (``operations.nonnegative``).
+- ``input``: it is computed from the inputs without a layer; whether it holds values of them
+  (``dispatch.first_layers``).
+- ``order``: the layer that knows the order of its values before rounding (``dispatch.layer_use``).
+- ``cut``: the segment that has made it, or reads it, without the layer next to it
+  (``propagation.checkpointing``).
+- ``weights``: whether it is computed from parameters of the model (``dispatch.weights``).
+- ``relevance``: the backward pass gives it relevance, not a coefficient
+  (``propagation.mixed_form``).
 """
 
 from typing import Any

@@ -54,6 +54,6 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
 def without_graph(value: Tensor) -> Tensor:
     """Return a tensor without a graph, copied if made in inference mode: autograd cannot save it.
 
-    With a graph of the caller's it would be taken for data that relevance flows to.
+    With a graph of the caller's it would count as a value that depends on the model's input.
     """
     return value.clone() if value.is_inference() else value.detach()

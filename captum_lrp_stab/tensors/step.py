@@ -12,7 +12,8 @@ Backward = Callable[[Tensor], tuple[Tensor, ...]]
 class Step(torch.autograd.Function):
     """A value whose backward pass is a given function instead of its derivative.
 
-    The function must hold no tensor with a node of the graph (see ``steps``).
+    The function must hold no tensor with a node of the graph (see
+    ``propagation.autograd_nodes``).
     """
 
     @staticmethod
@@ -23,5 +24,5 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Return what the given function makes of the upstream value, for each input."""
+        """Return what the given function computes from the output's gradient, for each input."""
         return None, None, *ctx.backward_function(upstream[0].detach())
