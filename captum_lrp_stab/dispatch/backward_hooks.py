@@ -1,4 +1,4 @@
-"""Hooks on gradients, which wait while the backward pass carries relevance.
+"""Hooks on gradients, which are put off while the backward pass carries relevance.
 
 A backward hook of a module is made for gradients: it would see coefficients in their place, change
 them, and, even where it only looks, come between a layer and the batch norm that is one with it:
@@ -23,7 +23,7 @@ Hooks = OrderedDict[int, Any]
 
 
 class _Waiting(Hooks):
-    """No hooks, in the place of those that wait for as many passes as run."""
+    """No hooks, in the place of those put off; counts the passes that are running."""
 
     def __init__(self, hooks: Hooks) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Waiting(Hooks):
 
 @contextmanager
 def waiting(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let the backward hooks of modules wait; several threads may explain one model at once."""
+    """Put off the backward hooks of modules; several threads may explain one model at once."""
     put_off: list[tuple[nn.Module, str, _Waiting]] = []
     with _LOCK:
         for module in modules:

@@ -32,12 +32,12 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class _Stance:
-    """The compiler's stance, one for all threads: eager as long as somebody asks for it."""
+    """The compiler's stance, one for all threads: eager while any pass asks for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
-        self._set: Any = None  # what puts it back
+        self._set: Any = None  # restores it when closed
 
     def acquire(self, set_stance: Callable[[str], Any]) -> None:
         with self._lock:

@@ -29,7 +29,7 @@ def contraction(form: Form, operation: Operation, call: TorchCall) -> Any:
 
 
 def shift(form: Form, operation: Operation, call: TorchCall) -> Any:
-    """Run an addition; what a module adds to a layer that it has run itself may be the bias.
+    """Run an addition; it may add the bias of a layer that the same module has run.
 
     ``x @ w + b`` is one layer if ``b`` is made of parameters and has one number for each unit.
     """

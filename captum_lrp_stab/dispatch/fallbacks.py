@@ -27,7 +27,7 @@ def counted(fallbacks: Sequence[str]) -> str:
 
 
 def warning(fallbacks: Sequence[str]) -> str:
-    """Return what to say of fallbacks, with the remedy."""
+    """Return the warning of fallbacks, with the remedy."""
     one = len(fallbacks) == 1
     return (
         f"relevance passes {counted(fallbacks)}; there it need not be conserved: write "
@@ -38,7 +38,7 @@ def warning(fallbacks: Sequence[str]) -> str:
 
 
 def warning_of_head(head: Operation) -> str:
-    """Return what to say of the activation that makes the output, with the remedy."""
+    """Return the warning of an activation that makes the output, with the remedy."""
     remedy = "with skip_output_activation=True or" if not head.head else "by"
     return (
         f"the output is made by '{head.name}' ({head.kind}), through which relevance vanishes as "

@@ -2,9 +2,9 @@
 
 Presets give a first layer a rule of its own, and a network can have several (two inputs, a siamese
 network, stems side by side). On the way there values may be moved, picked, resampled, normalised
-and passed through activations, by operations of which each has an LRP rule. What sums over all of
-an input is no longer a value of it, such as its mean; to subtract that from the input is to
-normalise.
+and passed through activations, by operations of which each has an LRP rule. A sum over all of an
+input, such as its mean, is no longer a value of it; subtracting that from the input is a
+normalisation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ def is_read_by_first(x: Tensor, ran: Iterable[Operation]) -> bool:
 
     Args:
         x: The tensor.
-        ran: The operations before it; where relevance would pass one of those without a rule on its
-            way from x, the layer is none.
+        ran: The operations before it; if relevance would pass one without a rule on its way from x,
+            the layer is no first layer.
     """
     if not marks.get(x, "input"):
         return False
@@ -56,13 +56,13 @@ def keeps(kind: Kind) -> bool:
 def among(data: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
     """Return what an operation reads that is made of the inputs, and whether it holds their values.
 
-    To be asked before it runs, for it may write over them. What they are views of is among them.
+    Ask before the operation runs: it may write over them. The bases of views are among them.
 
     Args:
         data: The tensors it reads that depend on the inputs.
 
     Returns:
-        Nothing if a layer has part in one of them.
+        Nothing if one of them is computed by a layer.
     """
     known = []
     for t in data:

@@ -1,9 +1,8 @@
 """What a treatment may ask of a pass, and how the pass carries relevance.
 
 The mode (``mode``) sees the operations and decides which treatment each gets; a treatment knows the
-mode by this class alone. How relevance is carried is the matter of its subclasses in
-``propagation``: the gradient form, the relevance form, the mixed form and the modified forward
-pass.
+mode by this class alone. The subclasses in ``propagation`` say how relevance is carried: the
+gradient form, the relevance form, the mixed form and the modified forward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Follow = Callable[[Any], None]
 class Form(ABC):
     """One pass of a model, as treatments see it."""
 
-    optimize: bool  # take the short ways, where there are some
+    optimize: bool  # whether faster computations are allowed
     turn: Turn  # which variant of the rules is active
     naming: Naming  # which module is running
     assignment: Assignment  # which rule each operation gets
@@ -56,7 +55,7 @@ class Form(ABC):
 
     @abstractmethod
     def known(self, t: Tensor) -> Tensor:
-        """Return a value made here of data, which is data too."""
+        """Return a tensor that a treatment computed from data, noted as data too."""
 
     @abstractmethod
     def cut_after(self, one: Any) -> Any:
@@ -120,7 +119,7 @@ class Form(ABC):
             g: The activation, in place.
             kept: A copy of ``z``.
         """
-        # of a copy, which the backward pass may look at when z has other values
+        # of a copy, which the backward pass may read when z has other values
         return z.copy_(self.activation(z.clone(), slope, lambda t: g(t.clone())))
 
     def rectifier(self, call: TorchCall) -> Any:
@@ -128,7 +127,7 @@ class Form(ABC):
         return call.run()
 
     def mixing(self, operation: Operation, call: TorchCall) -> Any:
-        """Run an operation that mixes its inputs, under LRP-0 or with a surrogate's gradient."""
+        """Run an operation that mixes its inputs: LRP-0, or a linearized function's gradient."""
         return call.run()
 
     def moving(self, call: TorchCall) -> Any:

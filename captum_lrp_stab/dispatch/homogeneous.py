@@ -1,8 +1,8 @@
 r"""Homogeneous functions: :math:`f(a x) = a^n f(x)` for a > 0, of all their inputs together.
 
-By Euler gradient x input is n times the value, so that the gradient over n conserves relevance. It
-is LRP-0 for a norm (n = 1), and gives each factor of a product its share (``prod``, n factors), as
-each of two is given half; a variance is quadratic, a product of two.
+By Euler's theorem gradient x input is n times the value, so that the gradient over n conserves
+relevance. It is LRP-0 for a norm (n = 1), and gives each of the n factors of ``prod`` a share of
+1/n, as a product of two gives each a half; a variance is quadratic, a product of two.
 
 Source: Achtibat et al. 2024, prop. 3.3, for products.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from captum_lrp_stab.dispatch.form import Form
 
 _ORDER = {"cdist": 2, "dist": 2, "norm": 1, "pairwise_distance": 2, "vector_norm": 1}
-"""Where the order of a norm stands among its arguments: of order 0 it counts."""
+"""The position of a norm's order among its arguments. A norm of order 0 counts values."""
 
 
 def homogeneous(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a homogeneous function: its gradient over its degree conserves relevance."""
-    known = call.gates.factor(call.x)  # of values that are gates a product is one, and a norm
+    known = call.gates.factor(call.x)  # a product or a norm of gates is a gate
     degree = _degree(call)
     if isinstance(degree, int) and degree < 1:
         return gates.marked(unknown(form, operation, call), known)

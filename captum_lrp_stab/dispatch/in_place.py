@@ -9,7 +9,7 @@ from captum_lrp_stab.tensors import marks
 def written_over(target: Tensor, out: Tensor) -> Tensor:
     """Write what an operation would give out of place to its target, and return that.
 
-    What the target was is reached through ``out``, or not at all.
+    The target's former value keeps its relevance through ``out``, if at all.
     """
     use = layer_of(target)
     if use is not None:

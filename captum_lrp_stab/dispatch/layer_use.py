@@ -23,7 +23,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass
 class Turn:
-    """Which variant of a pass is running: they share the forward pass, and have a rule each."""
+    """The variant of the rules that is active: variants share one forward pass."""
 
     variant: int = 0
 
@@ -39,11 +39,11 @@ class LayerUse:
     scale: Scale | None = None  # a batch norm that is one layer with it
     nonnegative: bool = False  # whether x is known to have no negative element
     turn: Turn = field(default_factory=Turn)
-    store: Derived | None = None  # keeps what is made from the parameters
+    store: Derived | None = None  # the cache of what is computed from parameters
     memo: Memo | None = None  # where several backward passes follow
     z: Tensor | None = None  # an alias of the output's memory
     version: int = 0  # of z, as long as it is the pre-activation where it matters
-    rectified: bool = False  # z is what a ReLU made of the output
+    rectified: bool = False  # z is the ReLU of the output
     cut_off: bool = False  # an activation that is 0 below 0 reads the output
     keeps_sign: bool = False  # an activation that keeps the sign of the output reads it
     activation: Tensor | None = None  # its values, where c is still that of the activation
@@ -59,15 +59,15 @@ class LayerUse:
 
     @property
     def rule(self) -> Rule:
-        """The rule whose turn it is."""
+        """The active rule."""
         return self.rules[self.turn.variant]
 
     @property
     def op(self) -> Affine:
         """The layer's map, its batch norm included.
 
-        It is made when it is asked for first, and let go of by ``release``: the weights of all
-        layers merged with their batch norms would be as large as the model.
+        It is computed on first use and freed by ``release``: the weights of all layers merged with
+        their batch norms would take as much memory as the model.
         """
         if self._op is None:
             op: Affine | None = self.affine
@@ -85,7 +85,7 @@ class LayerUse:
         return more and intact and certain and self.scale is not None
 
     def through_batch_norm(self, c: Tensor) -> Tensor:
-        """Return the coefficient of what the batch norm reads, which does without merging."""
+        """Return the coefficient of the batch norm's input, where the two are not merged."""
         assert self.scale is not None
         return c * self.affine.offset(self.scale.weight, c)
 
@@ -110,7 +110,7 @@ class LayerUse:
         return copy
 
     def is_output(self, t: Tensor) -> bool:
-        """Return whether a tensor lies where the output does."""
+        """Return whether a tensor has the memory of the output."""
         return self.z is not None and self.z.data_ptr() == t.data_ptr()
 
     @property
@@ -119,7 +119,7 @@ class LayerUse:
         return all(rule.is_elementwise for rule in self.rules)
 
     def keep_rectified(self, y: Tensor) -> None:
-        """Remember what a ReLU made of the output, which serves as well: c is 0 elsewhere."""
+        """Remember the ReLU of the output in its place: where they differ, c is 0."""
         self.keep(y)
         self.rectified = True
 
@@ -138,7 +138,7 @@ class LayerUse:
         return op.apply(x, op.weight, op.bias), False
 
     def release(self, retains: bool = False) -> None:
-        """Let go of the tensors, after the backward pass of the layer.
+        """Free the tensors, after the backward pass of the layer.
 
         Args:
             retains: Keep those that another backward pass needs.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Padded:
-    """What a tensor is a padding of."""
+    """The tensor that another one is a padding of, and the padding."""
 
     x: Tensor
     version: int  # of x
@@ -56,7 +56,7 @@ def affine(form: Form, operation: Operation, call: TorchCall) -> Any:
     if not rules:
         return mixing(form, operation, call)
     op = affine_builders.of_call(call.func, call.args, call.kwargs)
-    # what a padding adds has relevance under these rules, and is no part of the layer's input
+    # padded elements have relevance under these rules, and are no part of the layer's input
     direct = not all(rule.proportional for rule in rules)
     if padded is not None and direct and isinstance(op, Convolution) and op.can_pad(padded.pad):
         x, op = padded.x, replace(op, pad=padded.pad)
@@ -142,7 +142,7 @@ def native_batch_norm(form: Form, operation: Operation, call: TorchCall) -> Any:
 
 
 def pad(form: Form, operation: Operation, call: TorchCall) -> Any:
-    """Run a padding, which a convolution that follows takes as its own."""
+    """Run a padding, which may become part of the convolution that follows."""
     x, out = call.x, moving(form, operation, call)
     bound = dict(zip(("input", "pad", "mode", "value"), call.args, strict=False)) | call.kwargs
     padding = bound.get("mode", "constant")

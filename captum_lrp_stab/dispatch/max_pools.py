@@ -1,8 +1,8 @@
 """Which element of a window is the largest, where half precision has made several equal.
 
 Rounding to bfloat16 makes the two largest of 9 neighbours equal in 1 window of 50, and a max pool
-then hands all relevance to the first of them. The layer that made them knows better: its output is
-computed again in float32, only to choose between equals. The values stay as they are.
+then propagates all relevance to the first of them. So the output of the layer that they come from
+is computed again in float32, only to choose between equal values. The values stay as they are.
 """
 
 from collections.abc import Callable

@@ -51,7 +51,7 @@ from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
 class Connected(Protocol):
-    """What keeps a tensor with its node of the graph, while the forward pass runs."""
+    """An object that holds a tensor with its node of the graph while the forward pass runs."""
 
     x: Tensor
 
@@ -60,10 +60,10 @@ _Connected = TypeVar("_Connected", bound=Connected)
 
 
 def _writable(t: Tensor) -> Tensor:
-    """Return what was made under no_grad so that it may be written to where it may without.
+    """Return a tensor made under no_grad so that the model may write to it, as it may without.
 
-    Torch refuses to write to any view that was made there. It is right to where the view is one
-    of a parameter; a function such as ``repeat_interleave`` gives a view of what it has made.
+    Torch refuses every write to a view that was made under no_grad. That is right for a view of a
+    parameter, but a function such as ``repeat_interleave`` returns a view of a tensor of its own.
     """
     if not t._is_view() or isinstance(t._base, nn.Parameter):
         return t
@@ -73,7 +73,7 @@ def _writable(t: Tensor) -> Tensor:
 
 
 class Interception(TorchFunctionMode, Form):
-    """Let each operation of a forward pass have its treatment, and list them all.
+    """Run each operation of a forward pass under its treatment, and list them all.
 
     Args:
         model: The model.
@@ -84,13 +84,13 @@ class Interception(TorchFunctionMode, Form):
         super().__init__()
         self.rule_sets = rule_sets
         self.turn = Turn()
-        self.optimize = True  # take the short ways, where there are some
+        self.optimize = True  # whether faster computations are allowed
         self.left_out: frozenset[int] = frozenset()  # output activations, by their ordinals
         self.naming = Naming(model)
         self.assignment = Assignment(self.naming, rule_sets)
         self._weights = Weights(model)
         self.operations: list[Operation] = []
-        self.sources: tuple[Tensor, ...] = ()  # what all that depends on the inputs comes from
+        self.sources: tuple[Tensor, ...] = ()  # the leaves of all that depends on the inputs
         self._opening: list[Any] = []  # functions of Python whose body is running
         self._count = 0  # of operations listed so far
         self._origins = Origins()  # what depends on them
@@ -158,7 +158,7 @@ class Interception(TorchFunctionMode, Form):
         return self._recorded(operation, out, result, given)
 
     def _fact(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what a tensor tells of itself."""
+        """Return a property of a tensor, such as its shape."""
         name = kind_of(func).name
         asked_by = flex_attention.asked_by() if name in ("device", "requires_grad") else ""
         if asked_by:
@@ -184,17 +184,17 @@ class Interception(TorchFunctionMode, Form):
             self._opening.pop()
 
     def _constant(self, call: TorchCall, given: list[Tensor]) -> Any:
-        """Run an operation that nothing of the input takes part in."""
+        """Run an operation whose arguments do not depend on the input."""
         self.assignment.constant(call)
         if given and all(isinstance(t, nn.Parameter) for t in given):
             target = call.target
-            if target is None or not target.requires_grad:  # else torch's to refuse
+            if target is None or not target.requires_grad:  # else torch raises an error
                 with torch.no_grad():  # no graph: less to keep, less to search
                     return mapped(_writable, self._noted(call))
         return self._noted(call)
 
     def _noted(self, call: TorchCall) -> Any:
-        """Run an operation without data, and note what it makes of the model's parameters."""
+        """Run an operation without data, and note what it computes from the model's parameters."""
         origin = self._weights.origin(call)
         out = call.run()  # one of these is what torch.no_grad() itself calls
         self._weights.note(call.result(out), origin)
@@ -228,7 +228,7 @@ class Interception(TorchFunctionMode, Form):
         self.assignment.refuse_unserved(self.operations, self._weights.used)
 
     def restart(self) -> None:
-        """Forget a pass, but what the rules of modules serve, before another one."""
+        """Forget a pass, except what the rules of modules serve, before another one."""
         Interception.release(self)
         self.operations, self._count = [], 0
         self.assignment.restart()
@@ -238,7 +238,7 @@ class Interception(TorchFunctionMode, Form):
         self.operations += other.operations
 
     def take_turn(self, variant: int) -> None:
-        """Let the backward pass that follows be that of another set of rules."""
+        """Make another set of rules active for the backward pass that follows."""
         self.turn.variant = variant
         for operation in self.operations:
             if operation.rules:
@@ -255,13 +255,13 @@ class Interception(TorchFunctionMode, Form):
             whole: Look at every operation, not at fallbacks alone, and at what each reads.
         """
         for t in tensors_in((output,), {}):
-            self.depends_on_input(t)  # which lists what nobody has seen that made it
+            self.depends_on_input(t)  # lists operations that ran out of sight
         self._note_reached(output, whole)
         count_readers(tensors_in((output,), {}))
         self._disconnect()
 
     def _note_reached(self, output: Any, whole: bool) -> None:
-        """Note which operations relevance reaches, and let go of their nodes of the graph."""
+        """Note which operations relevance reaches, and free their nodes of the graph."""
         ran, nodes = self.operations, dict.fromkeys(graph(output))
         for operation in ran:
             in_question = whole or operation.fallback or operation.is_merged
@@ -279,23 +279,23 @@ class Interception(TorchFunctionMode, Form):
             operation.nodes = None
 
     def release(self) -> None:
-        """Let go of the graph, after the pass or after an exception in it.
+        """Free the graph, after the pass or after an exception in it.
 
-        Nodes of the graph hold this form and the layers, and nothing frees a cycle that leads back
-        to a node: the garbage collector does not see what the graph holds. An operation that writes
-        in place makes one of every tensor that is kept with its node, ``x += conv(x)`` of the x
-        that the convolution has read.
+        Nodes of the graph hold this form and the layers, and a cycle that leads back to a node is
+        never freed, because the garbage collector does not see what the graph holds. A write in
+        place closes such a cycle if a tensor is kept with its node: ``x += conv(x)`` does, with the
+        x that the convolution has read.
         """
         self.sources = ()
         for operation in self.operations:
             operation.nodes = None
         self._disconnect()
-        for t in self._overwritten:  # an operation of torch's own may have kept what it was
+        for t in self._overwritten:  # one of torch's nodes may have kept its former value
             (t if t._base is None else t._base).detach_()
         self._overwritten.clear()
 
     def _disconnect(self) -> None:
-        """Let go of nodes, and cut what is kept beside the graph from it."""
+        """Free nodes, and cut what is kept beside the graph from it."""
         self._origins.clear()
         for one in self._connected:
             one.x = one.x.detach()
@@ -307,7 +307,7 @@ class Interception(TorchFunctionMode, Form):
         self._overwritten.append(t)
 
     def cut_after(self, one: _Connected) -> _Connected:
-        """Return what keeps a tensor ``x`` of the graph, to be cut from it after the pass."""
+        """Return an object that holds a tensor ``x``, to be cut from the graph after the pass."""
         self._connected.append(one)
         return one
 
@@ -318,12 +318,12 @@ class Interception(TorchFunctionMode, Form):
         return self._origins.has(t, self._list_unseen)
 
     def known(self, t: Tensor) -> Tensor:
-        """Return a value that is no operation's, but made here of what depends on an input."""
+        """Return a tensor that a treatment computed from data, noted as data too."""
         self._origins.note([t])
         return t
 
     def _list_unseen(self, t: Tensor, names: str) -> str:
-        """List what has made a tensor, which nobody has seen, and return the name it gets."""
+        """List the unseen operation that made a tensor, and return the name it gets."""
         number = sum(operation.kind == UNSEEN for operation in self.operations)
         reason = f"run out of sight: {names}"
         operation = Operation(f"{UNSEEN}_{number}", UNSEEN, fallback=reason)

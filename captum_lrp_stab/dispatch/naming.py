@@ -20,9 +20,9 @@ from captum_lrp_stab.dispatch.leaf_modules import leaf_modules
 from captum_lrp_stab.operations.calls import TorchCall
 
 OnInput = Callable[[str, Any, Any], tuple[Any, Any]]
-"""From a module's name and its arguments to what takes their place."""
+"""Called with a module's name and its arguments; returns those to run it with."""
 OnOutput = Callable[[str, Any], Any]
-"""From a module's name and its output to what takes its place."""
+"""Called with a module's name and its output; returns the output to go on with."""
 
 
 class Naming:
@@ -88,7 +88,7 @@ class Naming:
 
     @property
     def run(self) -> object:
-        """What tells the run of this module from every other one in the pass."""
+        """An object for each run of a module in the pass, to compare by identity."""
         return self._frames[-1][1]
 
     @property

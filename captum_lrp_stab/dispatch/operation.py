@@ -1,4 +1,4 @@
-"""The record of one operation of a forward pass, and what relevance does there."""
+"""The record of one operation of a forward pass, and what happens to relevance there."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from captum_lrp_stab.tensors.graph import before, custom_functions
 
 
 class Treatment(Enum):
-    """What relevance does at an operation without a rule, and that in words."""
+    """What happens to relevance at an operation without a rule; the values are words for it."""
 
     NONE = ""
     LRP_0 = "LRP-0"
@@ -57,7 +57,8 @@ class Operation:
     is_absorbed: bool = False  # a padding, by the layer that reads it
     fallback: str = ""  # why it gets its plain gradient
     function: str = ""  # the canonical name of what is called
-    head: str | None = None  # it makes the output; the first that is no move behind it, or ""
+    head: str | None = None  # if it makes the output: the first operation after it that does
+    # not only move values, or ""
     reached: bool = True  # whether relevance comes here: not so where a gate is held constant
     nodes: tuple[Any, ...] | None = None  # of the autograd graph, until the pass is over
     ordinals: frozenset[int] = frozenset()  # its place in the pass, and its batch norm's
@@ -65,7 +66,7 @@ class Operation:
 
     @property
     def treatment_in_words(self) -> str:
-        """What relevance does here, where there is no rule."""
+        """What happens to relevance here, in words, where there is no rule."""
         return self.treatment.value.format(factors=self.factors)
 
     @property
@@ -126,7 +127,7 @@ def link(operations: Sequence[Operation]) -> None:
 
 
 def hidden_fallbacks(nodes: Iterable[Any]) -> list[Operation]:
-    """Return the custom autograd functions in a graph, which get the backward they bring."""
+    """Return the custom autograd functions in a graph, whose backward pass stays their own."""
     return [
         Operation(function.__name__, "autograd.Function", fallback="a custom backward pass")
         for function in custom_functions(nodes)

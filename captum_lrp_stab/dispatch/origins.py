@@ -1,4 +1,4 @@
-"""Which values of a pass come from the model's inputs, and what nobody has seen making them.
+"""Which values of a pass depend on the model's inputs, and which operations ran out of sight.
 
 A mode sees the torch functions that Python calls in its own thread. A function of ``torch.jit``,
 another thread, or an extension in C++ runs where it sees nothing, but leaves nodes in the autograd
@@ -15,11 +15,11 @@ from captum_lrp_stab.tensors import graph
 from captum_lrp_stab.tensors.graph import OPERATORS, OWN, before, library_of, made
 
 _NO_OPERATION = frozenset(("AccumulateGrad", "CopySlices"))
-"""Nodes of a write by a view, whose operation was seen, and of parameters."""
+"""Nodes of a write through a view, whose operation was seen, and of parameters."""
 
 
 UNSEEN = "unseen"
-"""The kind of an operation that nobody has seen: where it ran is not known either."""
+"""The kind of an operation that the mode has not seen."""
 
 
 class Origins:
@@ -29,11 +29,11 @@ class Origins:
         self._known: set[Any] = set()
 
     def note(self, results: Iterable[Tensor]) -> None:
-        """Note what the model gets, or what an operation has made of it."""
+        """Note inputs of the model, or results of operations on them."""
         self._known.update(t.grad_fn for t in results)
 
     def clear(self) -> None:
-        """Let go of the graph."""
+        """Free the graph."""
         self._known.clear()
 
     def has(self, t: Tensor, on_unseen: Callable[[Tensor, str], object]) -> bool:
@@ -41,7 +41,7 @@ class Origins:
 
         Args:
             t: The tensor.
-            on_unseen: Called, once, if something has made it that nobody has seen, with its names.
+            on_unseen: Called, once, with the names of operations out of sight that made it, if any.
         """
         if not made(t) or t.grad_fn in self._known:
             return made(t)
@@ -68,7 +68,7 @@ class Origins:
 
 
 def _names(nodes: Iterable[Any]) -> list[str]:
-    """Return the names of the functions that nodes are of, but of custom ones, each once."""
+    """Return the names of the functions of nodes, each once, without custom functions."""
     of_torch = (n for n in nodes if (library_of(n) or OPERATORS).startswith(OPERATORS))
     names = [n.name().rpartition("::")[2] for n in of_torch]
     return list(dict.fromkeys(name for name in names if name not in _NO_OPERATION))

@@ -1,9 +1,9 @@
 """The activation that makes a model's output of its logits: found, and left out where wanted.
 
-A softmax or sigmoid at the output is no place to begin: its gradient, and with it all relevance,
-vanishes as the model becomes certain. Such a head is found in the graph of a finished pass, behind
-whatever only moves or rescales what it gives; one in the middle of a model, as in attention or in
-a gate, is none. To leave it out a second pass runs it as the identity.
+Propagation should not begin at a softmax or sigmoid that makes the output: its gradient, and with
+it all relevance, vanishes as the model becomes certain. Such a head is found in the graph of a
+finished pass, before operations that only move or rescale its result; a softmax in the middle of a
+model, as in attention or in a gate, is none. To leave it out a second pass runs it as the identity.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from captum_lrp_stab.tensors.nested import tensors_in
 
 _ACTIVATIONS = names_of("is_head")
 _BEHIND = gates.PRESERVING | names_of("clamps") | frozenset(("log", "log10", "log2"))
-"""What leaves a head a head, where all that it reads comes from heads."""
+"""Operations after which the result of heads still counts as one."""
 _MOVING = names_of("moves")
 
 
 def find(output: Any, planned: Sequence[Operation]) -> dict[Operation, str]:
-    """Return the operations that make an output, and for each what is no move behind it.
+    """Return the heads of an output, and for each the first operation after it that is no move.
 
     Args:
         output: What the model returned.
@@ -60,7 +60,7 @@ def find(output: Any, planned: Sequence[Operation]) -> dict[Operation, str]:
 
 
 class _Graph:
-    """The graph of a pass, and whose its nodes are.
+    """The graph of a pass, and the operations that its nodes belong to.
 
     Args:
         owners: Of the nodes that an operation's results come from. Nodes inside one have none.
@@ -78,20 +78,20 @@ class _Graph:
         return next((o.name for o in self._owners.get(node, ())), "")
 
     def before(self, node: Any) -> list[Any]:
-        """Return the nodes that a node hands its gradient to, without those of parameters."""
+        """Return the nodes that a node's gradient goes to, without those of parameters."""
         if self.heads(node):
             return []
         return [p for p in before(node) if p is not None and not hasattr(p, "variable")]
 
     def moves(self, node: Any) -> bool:
-        """Return whether a node moves values, or is none of any operation's results."""
+        """Return whether a node moves values, or is no result of an operation."""
         owners = self._owners.get(node)
         if owners is None:
             return not list(graph.custom_functions([node]))
         return all(o.function in _MOVING for o in owners)
 
     def is_made_by_heads(self, node: Any) -> bool:
-        """Return whether a node rescales or adds up what heads give, and nothing else."""
+        """Return whether a node only rescales or adds up the results of heads."""
         waiting, seen = [node], {node}
         while waiting:
             node = waiting.pop()

@@ -27,7 +27,7 @@ Function = Callable[..., Any]
 def product(form: Form, operation: Operation, call: TorchCall) -> Any:
     """Run a product: gates are held constant, other factors share the relevance equally.
 
-    What attention weights multiply is the signal, also where it would be a gate elsewhere.
+    What attention weights multiply is the signal, even if it would be a gate elsewhere.
     """
     added: Any = None
     if call.kind.summand:
@@ -66,7 +66,7 @@ def product(form: Form, operation: Operation, call: TorchCall) -> Any:
 def _is_gate_of_zeros(factors: Sequence[Tensor], call: TorchCall) -> bool:
     """Return whether a gate multiplies a constant of zeros, as the first state of an LSTM is one.
 
-    What made the gate then has no part in the product, and gets no relevance by it.
+    The gate then gets no relevance through the product.
     """
     if not call.kind.by_element or not any(map(call.gates.factor, factors)):
         return False
@@ -124,7 +124,7 @@ def with_surrogate(
         form: The pass.
         operation: Its record.
         call: The call.
-        change: From its function, or from the same out of place, to a surrogate.
+        change: From its function, out of place, to the one whose gradient is taken.
     """
     if not call.writes:
         return form.mixing(operation, call.changed(change(call.func)))
@@ -133,7 +133,7 @@ def with_surrogate(
     copied = form.known(target.clone()), *call.args[1:]
     out = form.mixing(operation, call.changed(change(out_of_place(call.func)), copied))
     if not target._is_view():
-        target.detach_()  # what it was is reached through ``out``, or not at all
+        target.detach_()  # its former value keeps its relevance through ``out``, if at all
     return target.copy_(out)
 
 

@@ -1,8 +1,8 @@
 """Which rule an operation of a pass gets, and the name by which it gets it.
 
 A rule is set on a layer: a module of one operation, or a functional call by its name. Set on a
-module of the user's own it serves the layers that the module runs; if there are none, its sums; and
-if it neither weighs nor adds anything, what it joins. What a module runs is known only when it has
+module of the user's own it serves the layers that the module runs; if there are none, its sums;
+and if there are none either, its concatenations. What a module runs is known only when it has
 run, so that a pass in which a rule served sums before the module's first layer is run again.
 """
 
@@ -64,18 +64,18 @@ class Assignment:
 
     @property
     def is_late(self) -> bool:
-        """Whether more has come to be known than an operation had before."""
+        """Whether the pass has shown something that earlier operations should have known."""
         by_depth = any(one.composite and one.composite.is_by_depth for one in self._rule_sets)
         return self._is_late or (by_depth and self._depth != self._positions.count)
 
     def know(self, other: "Assignment") -> None:
-        """Know what another pass of the same operations has shown."""
+        """Take over what another pass of the same operations has shown."""
         self.serving, self._depth, self._positions = other.serving, other._depth, other._positions
 
     def operation(self, call: TorchCall, is_weights: IsWeights) -> tuple[Operation, Serving]:
-        """Return the record of an operation, and as what its rule serves it.
+        """Return the record of an operation, and what it is to a rule.
 
-        That is nothing where none is set on a sum; a layer has a rule of its own.
+        That is ``Serving.LAYERS`` for a layer; else ``NOTHING``, unless a rule is set on it.
         """
         naming, current = self._naming, self._naming.current
         is_layer = call.func in affine_builders.BUILDERS
@@ -144,7 +144,7 @@ class Assignment:
         return _each([one.named.get(name) for one in self._rule_sets])
 
     def restart(self) -> None:
-        """Forget a pass, but what the rules of modules serve, and how many layers it has run."""
+        """Forget a pass, except what the rules of modules serve, and how many layers it has run."""
         self._is_late, self._depth = False, self._positions.count
         self._uses, self._positions = [], Positions()
         self.served.clear()
@@ -157,7 +157,7 @@ class Assignment:
             used: Parameters of which it has made others, by their identity.
 
         Warns:
-            RuleMapWarning: The pass ran not the layer, but what it has made of its weights.
+            RuleMapWarning: The pass did not run the layer, but used weights computed from its own.
         """
         for name in sorted(self.named.keys() - self.served):
             rule, module = self.named[name], self._naming.modules.get(name)

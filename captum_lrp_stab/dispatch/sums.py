@@ -42,7 +42,7 @@ def ruled_sum(form: Form, operation: Operation, call: TorchCall) -> Any:
 def _flattened(
     form: Form, operation: Operation, terms: list[Terms], bias: Bias
 ) -> tuple[list[Terms], Bias]:
-    """Return the terms of a sum with those of the sums among them, which one module has added.
+    """Return the terms of a sum, with those of sums among them that the same module computed.
 
     ``x + y + z`` is one sum of three terms for the rule of the module.
     """
@@ -67,7 +67,7 @@ def _flattened(
 def _is_part(form: Form, operation: Operation, term: Terms, inner: LayerUse, grows: bool) -> bool:
     """Return whether an operand is a sum of the same run of a module, and has its rule."""
     if not isinstance(inner.affine, Sum) or (inner.affine.reduces and grows):
-        return False  # a mean that is broadcast would be all its terms for each element
+        return False  # each element of a broadcast mean would have all its terms
     one = inner.run is form.naming.run and inner.operation.name == operation.name
     alike = form.carries_relevance(inner.x) == form.reads_relevance(operation)
     return one and alike and len(term.x) == 1

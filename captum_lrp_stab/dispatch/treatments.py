@@ -61,7 +61,7 @@ WrittenOut = Callable[..., Any] | None
 def written_out(func: Function) -> tuple[WrittenOut, WrittenOut]:
     """Return a function in single operations, and its opened body; None for what is not known.
 
-    Its body is opened where nothing else is known of it.
+    The body of a Python function is opened if nothing else is known of the function.
     """
     known = decompositions.written_out(func)
     is_known = known is not None or _of_function(func)[0] is not None
@@ -125,7 +125,7 @@ _BY_OPERATOR: dict[str, Function] = {
     for func in (*_BY_FUNCTION, *decompositions.WRITTEN_OUT, *activations.RECTIFIERS)
     if isinstance(func, BuiltinFunctionType) or func in _SAME_ARGUMENTS
 }
-"""From an operator of aten to the function of torch's that it is, where more than a name counts."""
+"""From an operator of aten to torch's function, where the treatment is not found by name."""
 
 
 @cached

@@ -1,8 +1,8 @@
-"""Which constants of a pass are weights, and whose: a model's parameters, and what they make.
+"""Which constants of a pass are weights, parameters or made of them, and of which layer.
 
 A product of values with weights is a layer. A product with another constant, such as an adjacency
-matrix or a mask that the caller gives, only mixes values. What is picked of parameters is weights
-whatever picks it: the matrices of the experts that a router has chosen.
+matrix or a mask that the caller gives, only mixes values. Parts of parameters are weights whatever
+selects them, such as a router that chooses the matrices of experts.
 
 A model may use the weights of a layer without calling the layer: ``nn.MultiheadAttention`` does so
 with its ``out_proj``, as does ``F.linear(x, self.fc.weight)``. The operation is then a use of that
@@ -24,7 +24,7 @@ class Weights:
     """The constants of one pass that are a model's own.
 
     Args:
-        model: The model, whose buffers may take part in what parameters make.
+        model: The model, whose buffers may take part in computing weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,22 +36,22 @@ class Weights:
         return bool(self._origin(t))
 
     def origin(self, call: TorchCall) -> bool | None:
-        """Return whether an operation makes something of parameters; None if of others' data too.
+        """Return whether an operation computes with parameters; None if with foreign tensors too.
 
-        To be asked before it runs: it may write over its arguments.
+        Ask before the operation runs: it may write over its arguments.
         """
         name, tensors = call.name, call.tensors
         self.used.update(id(t) for t in tensors if isinstance(t, nn.Parameter))
-        if call.kind.moves or name == "embedding":  # of these, whatever indices say which
+        if call.kind.moves or name == "embedding":  # whatever the indices are
             tensors = list(filter(_has_digits, tensors)) or tensors
         origins = set(map(self._origin, tensors))
         reads = not name.startswith("new_") and not name.endswith("_like")  # more than a shape
         return None if None in origins else reads and True in origins
 
     def note(self, result: Any, origin: bool | None) -> None:
-        """Remember what an operation without data has made, and of what."""
+        """Mark the result of an operation without data by what it was computed from."""
         for t in tensors_in((result,), {}) if origin is not None else ():
-            own = isinstance(t, nn.Parameter) or id(t) in self._buffers  # the user's are left alone
+            own = isinstance(t, nn.Parameter) or id(t) in self._buffers  # the user's
             if not own and not t.is_inference():  # which has no version
                 marks.put(t, "weights", origin)
 

@@ -40,13 +40,13 @@ LINEAR_IN_ONE = {
     "trapz": (0, "y"),
     "triangular_solve": (0, "b"),
 }
-"""Where the argument stands in which an operation is linear, and its name."""
+"""The position and the name of the argument that an operation is linear in."""
 _REDUCTION = {"index_reduce": 4, "scatter_reduce": 4, "segment_reduce": 1}
-"""Where the name of what an operation does to a group of values stands."""
+"""The position of the argument that names the reduction."""
 
 
 def unknown(form: Form, operation: Operation, call: TorchCall) -> Any:
-    """Run an operation of no kind, under its plain gradient."""
+    """Run an operation of no known kind, under its plain gradient."""
     operation.fallback = "no LRP rule is known for this operation"
     return call.run()
 
@@ -136,7 +136,7 @@ def _rectified(form: Form, call: TorchCall) -> Any:
     rectified = is_relu and use.is_elementwise
     if call.writes and not (rectified and form.optimize):
         use.keep_copy(call.x)
-    # not so where a probe has put a copy in the output's place, or another operation has read it
+    # not if a probe has put a copy in the output's place, or another operation has read it
     intact = use.is_output(call.x) if call.writes else use.readers < 2
     serves = form.optimize and rectified and intact
     out = form.rectifier(call)

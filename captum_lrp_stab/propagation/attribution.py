@@ -32,7 +32,7 @@ from captum_lrp_stab.tensors import nested
 
 @dataclass(frozen=True)
 class Pass:
-    """What a forward pass is of, and how relevance is propagated through it.
+    """The request of a forward pass: model, inputs, rules, and how relevance is propagated.
 
     Args:
         model: Any module, in eval mode where it has dropout or batch norm.
@@ -45,8 +45,8 @@ class Pass:
             is one.
         probes: Layers whose relevance is wanted too.
         observer: Called with each layer.
-        optimize: Take the short ways, where there are some.
-        store: Keeps what is made of parameters.
+        optimize: Allow faster computations of the same.
+        store: The cache of what is computed from parameters.
         whole: Find out of every operation, not of fallbacks alone, whether relevance reaches it,
             and what it reads.
     """
@@ -117,7 +117,7 @@ def propagate_many(
     Args:
         one: The pass.
         targets: One or more in Captum's target forms.
-        after: Called after each backward pass, while probes and observer hold what they saw of it
+        after: A callback after each backward pass, while probes and observer hold what they noted
             and the operations have its rules; give an observer with it: without one, a pass that
             is not finite is run again, all of it.
 
@@ -153,7 +153,7 @@ def propagate_many(
             score = score_of(output, target)
             relevances = mode.relevances(score, is_last=turn == len(turns))
             done.append(Propagation(score.detach(), relevances, mode.operations))
-            # what is short is so for finite values
+            # the faster computations hold for finite values
             if one.optimize and one.observer is None and not _is_finite(done[-1], one.probes):
                 break
             if after is not None:
@@ -169,7 +169,7 @@ def propagate_many(
 def operations_of(
     model: nn.Module, inputs: Any, additional_forward_args: Any, rule_set: RuleSet
 ) -> list[Operation]:
-    """Return what each operation of the model gets, from a forward pass alone.
+    """Return the operations of the model with their rules, from a forward pass alone.
 
     Raises:
         InputError: An input is not a finite floating-point tensor.
@@ -294,7 +294,7 @@ def _form(one: Pass, again: _Again | None) -> GradientForm:
 
 
 def _followed(mode: GradientForm, one: Pass) -> Any:
-    """Return what the model does, each operation of it under the mode."""
+    """Return the output of the model, run with the mode active."""
     extra = _format_additional_forward_args(one.additional_forward_args) or ()
     extra = nested.mapped(nested.without_graph, tuple(extra))
     for probe in one.probes:

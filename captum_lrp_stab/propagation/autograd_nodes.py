@@ -1,10 +1,10 @@
 """The nodes of the autograd graph whose backward pass is this package's own, in gradient form.
 
-What a node keeps has no node of its own. A tensor the model writes over in place, as in
-``x += f(x)``, is by then made by the nodes that have read it: if one of them kept it with its node,
-the two would keep each other, and all the activations of the pass, for ever, because the garbage
-collector does not see what the graph holds. A detached tensor shares the version that tells
-autograd of such a write.
+Nodes keep detached tensors only. A tensor that the model writes over in place, as in ``x += f(x)``,
+is afterwards a result of the nodes that have read it: if one of them kept it undetached, the two
+would hold each other, and all the activations of the pass, for ever, because the garbage collector
+does not see what the graph holds. A detached tensor shares the version by which autograd notices
+such a write.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RuleStep(torch.autograd.Function):
 
 
 class FactorStep(torch.autograd.Function):
-    """An activation whose backward pass multiplies by g(z) / z; ``g`` must not hold z either."""
+    """An activation whose backward pass multiplies by g(z) / z; ``g`` must not hold z."""
 
     @staticmethod
     def forward(
@@ -99,7 +99,7 @@ class FactorStep(torch.autograd.Function):
             y = ctx.g(z.clone() if ctx.in_place else z)
         c, use = upstream[0], ctx.use
         if use is not None and use.readers < 2 and c.shape == y.shape:
-            use.activation = y  # the layer below does the same in fewer steps
+            use.activation = y  # the layer before it divides by z in the same step
         else:
             c = activations.scaled(c, z, y, ctx.slope)
         return c, None, None, None, None

@@ -1,9 +1,9 @@
-"""A batch in smaller ones, one after the other, and their results as one.
+"""A batch run in pieces, one after the other, and their results put together.
 
-That is the same only where a model treats its samples alone, each a row of its output. A network
-that pools over the batch (the slices of a scan, the nodes of a graph) gives another score for a
-piece of it, and other relevance, with nothing to show for it: so samples are looked at in other
-company too, and a model to which that makes a difference is refused.
+The result is the same only if the model treats each sample by itself, as a row of its output. A
+network that pools over the batch (the slices of a scan, the nodes of a graph) gives other scores
+for a piece of it, and other relevance, without any error: so some samples are run in other company
+too, and a model for which that makes a difference is refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
 
 class Piece(NamedTuple):
-    """What a run of some samples gives."""
+    """The results of a run of some samples."""
 
     result: Any  # tensors (n, ...), in tuples and lists
     score: Tensor  # of the first target
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 
 
 Run = Callable[[Any, Sequence[Any], Any], Piece]
-"""From inputs, targets and further arguments to what they give."""
+"""From inputs, targets and further arguments to the results."""
 Forward = Callable[[Any, Any], Any]
 """From inputs and further arguments to the model's output."""
 
@@ -192,7 +192,7 @@ def _dimensions(
 
 
 def _agree(t: Tensor, other: Tensor, dim: int, tolerance: float) -> bool:
-    """Return whether two tensors are the same as far as both go."""
+    """Return whether two tensors are the same as far as the shorter one goes."""
     common = min(t.shape[dim], other.shape[dim])
     off = t.narrow(dim, 0, common) - other.narrow(dim, 0, common)
     return not bool((off.abs() > tolerance * t.abs().max()).any())

@@ -1,8 +1,8 @@
-"""What collects relevance beside the inputs of a model, from rules that send no coefficient.
+"""Carriers: tensors beside a model's inputs that collect relevance of rules without coefficients.
 
 The zB, w² and flat rules give relevance that is not proportional to a layer's input. Where that is
-an input of the model, or what moving and normalising its values has made of it, the gradient of a
-tensor of zeros beside it carries the relevance: it moves as the input does, is resampled by the
+an input of the model, with its values moved and normalised at most, the gradient of a tensor of
+zeros beside it, the carrier, carries the relevance: it moves as the input does, is resampled by the
 same weights, and passes a normalisation unchanged, value by value, as if that were part of the
 layer. A value that is multiplied by 0, as by a mask, gets none.
 """
@@ -23,7 +23,7 @@ from captum_lrp_stab.tensors.step import Step
 
 
 class Carriers:
-    """Tensors, each with what collects relevance beside it.
+    """Tensors, each with its carrier.
 
     Args:
         pairs: The model's inputs with theirs.
@@ -35,26 +35,26 @@ class Carriers:
             self.put(t, carrier)
 
     def put(self, t: Tensor, carrier: Tensor) -> None:
-        """Let a carrier stand beside a tensor, until that is written to."""
+        """Set the carrier of a tensor, until the tensor is written to."""
         self._entries.append((t, t._version, carrier))
 
     def of(self, t: Tensor) -> Tensor | None:
-        """Return what stands beside a tensor, None if nothing does."""
+        """Return the carrier of a tensor, None if it has none."""
         for other, version, carrier in reversed(self._entries):
             if other is t and version == t._version:
                 return carrier
         return None
 
     def carry(self, source: Tensor, target: Tensor) -> None:
-        """Let what stands beside a tensor stand beside another that has its values, too."""
+        """Give the carrier of a tensor to another one that has its values, too."""
         carrier = self.of(source)
         if carrier is not None:
             self.put(target, carrier)
 
     def following(self, call: TorchCall) -> Follow | None:
-        """Return what lets carriers follow an operation to its result, None where they cannot.
+        """Return the function that gives an operation's result its carrier, None if it gets none.
 
-        To be asked before it runs: it may write over its arguments.
+        Ask before the operation runs: it may write over its arguments.
         """
         kind = call.kind
         given = [t for t in call.tensors if made(t)]
@@ -72,7 +72,7 @@ class Carriers:
         return None
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Free all of them."""
         self._entries.clear()
 
     def _move(self, call: TorchCall, found: dict[int, Tensor], result: Any) -> None:
@@ -108,14 +108,14 @@ class Carriers:
 
 
 def _called(call: TorchCall, x: Tensor, point: Tensor) -> Tensor:
-    """Return what a call gives with a point in the place of ``x``."""
+    """Return the result of a call with ``point`` in the place of ``x``."""
     args, kwargs = mapped(lambda t: point if t is x else t.detach(), (call.args, call.kwargs))
     result: Tensor = call.func(*args, **kwargs)
     return result
 
 
 def _slope(function: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """Return by what a function scales each value."""
+    """Return the factor by which a function scales each value."""
     with torch.enable_grad():
         point = torch.zeros_like(like, requires_grad=True)
         z = function(point)

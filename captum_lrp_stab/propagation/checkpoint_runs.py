@@ -1,4 +1,4 @@
-"""One run of a segment in a pass, and the other one in the backward pass; see ``segments``."""
+"""The two runs of a segment, in the forward and in the backward pass; see ``checkpointing``."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Inside(GradientForm):
         return stand_ins
 
     def carrier_of(self, use: LayerUse) -> None:
-        """Raise RuleError: there is no way out for what it would carry."""
+        """Raise RuleError: relevance beside the input cannot leave the segment."""
         raise refusal(use.name, f"inside segment '{self.segment}'")
 
 
 class SegmentRun:
-    """One run of a segment in a pass, and what it takes to run it again."""
+    """The run of a segment in a forward pass, and what is needed to run it again."""
 
     def __init__(self, outer: SegmentedForm, name: str, args: Any, kwargs: Any) -> None:
         self.outer, self.name = outer, name
@@ -66,7 +66,7 @@ class SegmentRun:
         self.form: Inside
         self._stand_ins: tuple[Tensor, ...] = ()
         self._arguments: tuple[Any, Any] = (), {}
-        self._given: list[Tensor] = []  # what the segment gets, to see whether it changes that
+        self._given: list[Tensor] = []  # its arguments, to see whether it writes to them
         self._made: Made  # by the first run
         device = self.inputs[0].device.type if self.inputs else "cpu"
         self._autocast = torch.autocast(
@@ -76,7 +76,7 @@ class SegmentRun:
         )
 
     def begin(self, form: Inside, inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        """Return what the segment gets in place of its arguments.
+        """Return the arguments to run the segment with.
 
         Args:
             form: The one it runs under.
@@ -110,7 +110,7 @@ class SegmentRun:
         return tuple(map(changed, self.args)), {k: changed(v) for k, v in self.kwargs.items()}
 
     def finish(self, output: Any) -> Any:
-        """Return what the segment gives in place of its output, and let go of what it made."""
+        """Return the output to go on with, and free the inner values."""
         form, outer = self.form, self.outer
         results = _results(form, output)
         if results:
@@ -152,13 +152,13 @@ class SegmentRun:
         module = form.naming.modules[self.name]
 
         def on_input(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-            # hooks of the user's have been there: the arguments kept are what they made
+            # the user's hooks have run: the arguments kept are those they returned
             return given if name == self.name else form.on_input(name, args, kwargs)
 
         with torch.enable_grad(), ExitStack() as ending:
             given = self.begin(form, inputs)
             ending.callback(self._end)
-            # what such hooks get, and may write to
+            # the arguments that such hooks get, and may write to
             spare = [x.detach().clone() if module._forward_pre_hooks else x for x in inputs]
             args, kwargs = self._with(spare)
             try:
@@ -200,7 +200,7 @@ class SegmentRun:
         )
 
     def _end(self) -> None:
-        """Let go of what the run has made."""
+        """Free the inner values."""
         self.form.release()
         del self.form
         self._stand_ins = ()
@@ -235,9 +235,9 @@ class _SegmentStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: SegmentRun, outputs: tuple[Tensor, ...], *inputs: Tensor) -> Any:
         """Return the outputs."""
-        ctx.set_materialize_grads(False)  # through what nobody reads no coefficient passes
+        ctx.set_materialize_grads(False)  # None for an output that nothing reads
         ctx.run = run
-        ctx.save_for_backward(*(x.detach() for x in inputs))  # see steps
+        ctx.save_for_backward(*(x.detach() for x in inputs))  # see autograd_nodes
         return tuple(t.clone() if t._is_view() else t for t in outputs)
 
     @staticmethod
@@ -254,7 +254,7 @@ class _SegmentStep(torch.autograd.Function):
 
 
 def _memory(t: Tensor) -> int:
-    """Return what is the same for tensors that share their memory."""
+    """Return a key that is equal for tensors that share their memory."""
     return t.untyped_storage().data_ptr() if t.numel() else id(t)
 
 
@@ -295,7 +295,7 @@ def _inner_values(output: Any, own: Sequence[Tensor]) -> list[str]:
 
 
 def refusal(layer: str, where: str) -> RuleError:
-    """Return what to say of a rule that is not proportional to its input, and is in the way."""
+    """Return the error for a rule that is not proportional to its input."""
     return RuleError(
         f"checkpoint: the rule on layer '{layer}' gives relevance that is not proportional to the "
         f"layer's input, which cannot be {where}; let a segment begin behind the layer, or choose "

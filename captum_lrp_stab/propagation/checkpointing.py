@@ -1,8 +1,8 @@
 """Segments: modules whose inner values are not kept, but computed again in the backward pass.
 
-What a pass keeps grows with the input: at every layer its values, until the backward pass comes
-by. Of a segment only the inputs are kept. It runs twice, each time under a form of its own: in the
-forward pass to see what its operations get, in the backward pass to propagate through them.
+A pass keeps the values of every layer until its backward pass. Of a segment only the inputs are
+kept. It runs twice, each time under a form of its own: in the forward pass to find the treatment of
+its operations, in the backward pass to propagate through them.
 
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", sec. 3.
 """
@@ -65,7 +65,7 @@ class SegmentedForm(GradientForm):
         with torch._C.DisableTorchFunction():
             run = SegmentRun(self, name, args, kwargs)
             if not run.inputs:
-                return args, kwargs  # nothing of the input takes part in it
+                return args, kwargs  # nothing in it depends on the input
             self._missing.discard(name)
             form = Inside(self, name)
             # whose hooks are those of the pass
@@ -88,7 +88,7 @@ class SegmentedForm(GradientForm):
         Raises:
             ModelError: The pass ran no module of a segment's name, or one that would not give the
                 same as without segments.
-            RuleError: A rule sends relevance to what a stretch of the network makes.
+            RuleError: A rule that is not proportional to its input reads no input of the model.
         """
         for name in sorted(self._missing):
             raise ModelError(

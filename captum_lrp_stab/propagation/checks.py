@@ -85,7 +85,7 @@ def check_inputs(inputs: Sequence[Tensor]) -> None:
 
 
 def _instead_of(index: int, inputs: Sequence[Any]) -> str:
-    """Return what to give in place of an input without fractions."""
+    """Return the advice for an input that is not floating point."""
     dtype = inputs[index].dtype
     can_have = [isinstance(x, Tensor) and x.is_floating_point() for x in inputs]
     if any(can_have):

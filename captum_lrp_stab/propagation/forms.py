@@ -3,7 +3,7 @@
 They compute the same rules. The gradient form is this package's own and the only one that keeps
 0/0 at 0; the other two divide by denominators without protection, on purpose: this is where the
 NaN, the Inf and the bright patches of common implementations come from, and where they can be
-studied. A form is given to :func:`captum_lrp_stab.propagation.attribution`.
+studied. A form is given to :func:`captum_lrp_stab.propagation.attribution.propagate`.
 
 Example:
     >>> form_of("modified-forward").__name__

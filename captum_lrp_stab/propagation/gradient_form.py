@@ -59,7 +59,7 @@ def propagated(
     division: Division,
     **options: Any,
 ) -> Tensor:
-    """Return what a layer's rule propagates to its input, and tell the observer, if there is one.
+    """Return what a layer's rule propagates to its input, and call the observer, if there is one.
 
     Args:
         observer: Called with the passage.
@@ -85,9 +85,9 @@ class GradientForm(Interception):
     #: rounded to 0, are common, and such above 64 are not. All is proportional to the seed, so that
     #: a power of 2 changes nothing else.
     float16_scale = 2.0**10
-    #: Whether the backward pass of an activation multiplies by g(z) / z, as it does here.
+    #: Whether the backward pass of an activation multiplies by g(z) / z.
     has_factors = True
-    store: Derived | None = None  # keeps what is made of parameters
+    store: Derived | None = None  # the cache of what is computed from parameters
     has_several = False  # backward passes
 
     def prepare(
@@ -96,7 +96,7 @@ class GradientForm(Interception):
         """Return stand-ins for the inputs, with leaves that collect coefficient and relevance."""
         self.observer = observer
         self._scale = 1.0  # of what the backward pass carries
-        self._is_last = False  # not before ours: the model may run one of its own
+        self._is_last = False  # the model may run a backward pass of its own before
         self._buffer: Buffer | None = None
         self._constants: list[Tensor] = []  # which count as data, because a probe is there
         # layers whose rule is not proportional to their input
@@ -166,7 +166,7 @@ class GradientForm(Interception):
             self.observer.again()
 
     def release(self) -> None:
-        """Let go of the tensors of the pass: their graph holds what notes relevance."""
+        """Free the tensors of the pass: their graph holds the probes."""
         super().release()
         self._beside.clear()
         self.direct_uses.clear()
@@ -210,7 +210,7 @@ class GradientForm(Interception):
         result = self._in_few_steps(use, x, c) if self.optimize and self.observer is None else None
         if result is None:
             z, _ = use.pre_activation(use.op, x, c)
-            if use.activation is not None:  # c is still its coefficient; where z is 0 so is c
+            if use.activation is not None:  # c is that of the activation; where z is 0 so is c
                 c = activations.scaled(c, z, use.activation, 0.0)
             below = self.relevance_of if use.rule.proportional else self._unscaled
             ends: Any = {"above": self.relevance_of, "below": below, "scale": self._scale}
@@ -246,7 +246,7 @@ class GradientForm(Interception):
         return FactorStep.apply(z, slope, g, None, use)  # type: ignore[no-any-return]
 
     def _layer_of(self, z: Tensor) -> LayerUse | None:
-        """Return the layer whose output ``z`` is, if it can do the activation's step too."""
+        """Return the layer whose output ``z`` is, if it can include the activation's factor."""
         plain = self.has_factors and self.optimize and self.observer is None
         use = layer_of(z) if plain and not self._probes else None
         return use if use is not None and use.keeps_sign else None
@@ -270,7 +270,7 @@ class GradientForm(Interception):
         return call.x.copy_(out) if call.writes else out
 
     def following(self, call: TorchCall) -> Follow | None:
-        """Return what lets carriers follow an operation that reads inputs."""
+        """Return the function that gives an operation's result its carrier."""
         return self._beside.following(call)
 
     def layer_use(self, *described: Any, **options: Any) -> LayerUse:
@@ -282,7 +282,7 @@ class GradientForm(Interception):
         return use
 
     def carrier_of(self, use: LayerUse) -> Tensor | None:
-        """Return what collects the relevance of an input beside it, None if ``use`` reads none."""
+        """Return the carrier of the input that ``use`` reads, None if it reads none."""
         carrier = self._beside.of(use.x)
         use.reads_input = carrier is not None
         self.direct_uses.append(use)
@@ -332,7 +332,7 @@ class GradientForm(Interception):
         return is_wanted and not self.naming.is_running(name)
 
     def _list_unseen(self, t: Tensor, names: str) -> str:
-        """List what has made a tensor, and probe that if asked to."""
+        """List the unseen operation that made a tensor, and probe it if asked to."""
         name = super()._list_unseen(t, names)
         if self._probes:
             self._probes.watched(name, t, t)
@@ -353,16 +353,16 @@ class GradientForm(Interception):
             return self.known(leaf.clone())
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
-        """Return the relevance of a value, given what the backward pass hands it."""
+        """Return the relevance of a value, given what the backward pass carries for it."""
         return total(carried / self._scale) if as_it_is else self.relevance_of(value, carried)
 
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
-        """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
+        """Note the relevance of the carrier of ``t``, and give the carrier to ``copy``."""
         carrier = self._beside.of(t)
         if carrier is not None:
             noting = CarrierProbeStep.apply(carrier, lambda R: note(R / self._scale))
             self._beside.put(copy, noting)
 
     def carry(self, source: Tensor, target: Tensor) -> None:
-        """Let what is carried beside a tensor stand beside another that has its values now."""
+        """Give the carrier of a tensor to another one that has its values now."""
         self._beside.carry(source, target)

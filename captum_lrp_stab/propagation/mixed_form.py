@@ -1,13 +1,13 @@
 r"""Gradient form above, relevance form below a layer whose rule is not proportional to its input.
 
 The zB, :math:`w^2` and flat rules give the relevance of a layer's input, not a coefficient: an
-input of 0 can have relevance, and no coefficient can say so. So the stretch of the network that
-such a layer reads runs in relevance form: the backward pass carries R instead of c there. Where an
-operation without a rule needs the other, R becomes :math:`c = R / x` and c becomes :math:`R = x c`.
-0 / 0 counts as 0.
+input of 0 can have relevance, and no coefficient can say so. So the part of the network below such
+a layer, the stretch, runs in relevance form: the backward pass carries R instead of c there. Where
+an operation without a rule needs the other, R becomes :math:`c = R / x` and c becomes
+:math:`R = x c`. 0 / 0 counts as 0.
 
-Which operations the stretch has is known only when the pass has met such a layer, so that a first
-pass, in gradient form, looks for it (``stretch``), and a second one follows.
+Which operations are in the stretch is known only when the pass has met such a layer, so that a
+first pass, in gradient form, looks for it (:func:`stretch_of`), and a second one follows.
 
 Source: Montavon et al. 2019, ch. 10.2 and Algorithm 8.
 """
@@ -40,7 +40,7 @@ class Stretch:
     """Operations of a pass, by their ordinals."""
 
     direct: frozenset[int]  # layers whose rule gives relevance
-    below: frozenset[int]  # what the input of these is made of
+    below: frozenset[int]  # operations that the input of these depends on
 
 
 def stretch_of(planned: Iterable[Operation], uses: Iterable[LayerUse]) -> Stretch | None:
@@ -114,7 +114,7 @@ class MixedForm(GradientForm):
         return _marked(super().as_data(t))
 
     def carries_relevance(self, t: Tensor) -> bool:
-        """Return whether the backward pass hands this tensor relevance, not a coefficient.
+        """Return whether the backward pass gives this tensor relevance, not a coefficient.
 
         Raises:
             ModelError: It did, and the tensor has been written to since, under another name.
@@ -127,22 +127,22 @@ class MixedForm(GradientForm):
         return marks.get(t, "relevance") is not None
 
     def reads_relevance(self, operation: Operation) -> bool:
-        """Return whether an operation hands down relevance, not coefficients."""
+        """Return whether an operation propagates relevance, not coefficients."""
         return not operation.ordinals.isdisjoint(self._stretch.below | self._stretch.direct)
 
     def gathered(self, x: Tensor, operands: Iterable[Tensor]) -> Tensor:
-        """Return ``x``, marked if it carries relevance as what it is made of does."""
+        """Return ``x``, marked if the tensors it is made of carry relevance."""
         return _marked(x) if all(map(self.carries_relevance, operands)) else x
 
     def carrier_of(self, use: LayerUse) -> Tensor | None:
-        """Return None where relevance goes to the layer's input itself, what is beside it else."""
+        """Return the input's carrier, None where relevance goes to the input itself."""
         return None if self.carries_relevance(use.x) else self._beside.of(use.x)
 
     def on_arguments(self, operation: Operation, call: TorchCall) -> TorchCall:
-        """Turn coefficients into relevance where an operation above reads what the stretch made.
+        """Turn coefficients into relevance where an operation above reads a result of the stretch.
 
         Raises:
-            ModelError: It writes over what the stretch made.
+            ModelError: It writes over a result of the stretch.
         """
         call = super().on_arguments(operation, call)
         self._below = not operation.ordinals.isdisjoint(self._stretch.below)
@@ -171,7 +171,7 @@ class MixedForm(GradientForm):
         return TorchCall(call.func, mapped(change, call.args), mapped(change, call.kwargs))
 
     def on_result(self, operation: Operation, output: Any, result: Any) -> Any:
-        """Mark what the stretch makes."""
+        """Mark the results of the stretch."""
         if self._below:
             for t in tensors_in((result,), {}):
                 _marked(t)
@@ -234,7 +234,7 @@ def _marked(t: Tensor) -> Tensor:
 
 
 def _from_coefficient(t: Tensor) -> Tensor:
-    """Return a copy of ``t`` that turns the coefficient it is handed into relevance."""
+    """Return a copy of ``t`` whose backward pass turns a coefficient into relevance."""
     value = t.detach().clone()
     copy: Tensor = Step.apply(lambda c: (times(value, c),), value, t)
     marks.carry(t, copy, without=("padded", "relevance"))
@@ -242,6 +242,6 @@ def _from_coefficient(t: Tensor) -> Tensor:
 
 
 def _to_coefficient(t: Tensor) -> Tensor:
-    """Return a copy of ``t`` that turns the relevance it is handed into a coefficient."""
+    """Return a copy of ``t`` whose backward pass turns relevance into a coefficient."""
     value = t.detach().clone()
     return Step.apply(lambda R: (divided(R, value),), value, t)  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ from captum_lrp_stab.tensors.step import Step
 class ModifiedForward(GradientForm):
     """Change each layer's output so that input times gradient is relevance.
 
-    Constants that a rule sends through the layer, such as box bounds, collect relevance as well.
+    Constants in a rule's terms, such as box bounds, collect relevance as well.
     """
 
     float16_scale = 1.0  # unprotected here as well
@@ -41,7 +41,7 @@ class ModifiedForward(GradientForm):
         )
 
     def carrier_of(self, use: LayerUse) -> Tensor:
-        """Return what collects the relevance of an input beside it.
+        """Return the carrier of a layer's input.
 
         Raises:
             RuleError: The layer does not read the model's input, moved or normalised.
@@ -82,7 +82,7 @@ class ModifiedForward(GradientForm):
 def _denominators(
     group: Group, use: LayerUse, x: Tensor, carrier: Tensor | None, watch: "_Watch | None"
 ) -> Tensor:
-    """Return the group's denominators, connected to x, or to what collects its relevance."""
+    """Return the group's denominators, connected to x, or to its carrier."""
     total: Tensor | None = None
     for term in group.terms:
         source = term.input(x)
@@ -109,8 +109,8 @@ class _Watch:
     """Lets an observer see what the backward pass carries into and out of one layer."""
 
     def __init__(self, form: ModifiedForward, observer: Observer, use: LayerUse) -> None:
-        self.beside: Tensor | None = None  # relevance that goes beside the input
-        self.terms = 0  # of the rule, whose relevance does
+        self.beside: Tensor | None = None  # relevance that goes to the carrier
+        self.terms = 0  # of the rule, whose relevance goes there
         self._form, self._observer, self._site = form, observer, use
         self._upstream: Tensor | None = None
 
@@ -128,7 +128,7 @@ class _Watch:
         return copy
 
     def note(self, relevance: Tensor) -> None:
-        """Note the relevance that a term of the rule sends beside the input."""
+        """Note the relevance that a term of the rule gives the carrier."""
         self.beside = relevance if self.beside is None else self.beside + relevance
         self.terms -= 1
         if not self.terms:

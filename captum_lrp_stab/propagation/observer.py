@@ -1,8 +1,7 @@
-"""Looking at the layers of one pass: what each reads, gives, is handed, and hands down.
+"""Observers: callbacks for each layer of a pass, with its input, output and relevance.
 
-A form tells an :class:`Observer` of every layer that divides relevance, in order of execution in
-the forward pass and in the reverse order in the backward pass. What is made of it is the matter of
-``diagnosis``.
+A form calls an :class:`Observer` for every layer that divides relevance, in order of execution in
+the forward pass and in the reverse order in the backward pass. ``ledger`` records it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,12 +35,12 @@ class Passage:
     messages: Sequence[Sent] | None = None  # of the rule; None if it has a backward pass of its own
     pre_activation: Tensor | None = None  # None: the output
     stabilized: Tensor | None = None  # of an operation without a rule
-    magnitude: Callable[[], Tensor] | None = None  # likewise: its sum of absolute contributions
+    magnitude: Callable[[], Tensor] | None = None  # likewise: its sums of absolute contributions
     scale: float = 1.0  # of what is carried, in float16
 
     @property
     def z(self) -> Tensor:
-        """The pre-activation, of which the output is a change only where a form rewrites it."""
+        """The pre-activation: the output, unless a form rewrites the forward pass."""
         return self.output if self.pre_activation is None else self.pre_activation
 
     def received(self) -> Tensor:
@@ -55,7 +54,7 @@ class Passage:
 
 
 class Observer:
-    """Is told of each layer; this one takes no notice."""
+    """Callbacks for each layer of a pass; these do nothing."""
 
     def forward(self, operation: Operation, x: Tensor, z: Tensor, output: Tensor) -> None:
         """Note a layer's input, its pre-activation, and its output."""
@@ -64,7 +63,7 @@ class Observer:
         """Drop the last note of a layer: it is one layer with a batch norm, noted next."""
 
     def backward(self, passage: Passage) -> None:
-        """Note what a layer was handed and what it hands down."""
+        """Note the relevance a layer received and the relevance it propagates."""
 
     def restart(self) -> None:
         """Drop everything, before a forward pass."""

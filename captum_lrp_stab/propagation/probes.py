@@ -1,8 +1,8 @@
 """Noting the relevance of inner tensors on its way through the backward pass.
 
-Looking must not change what is seen. What a layer gives is watched by a hook on the tensor itself;
-what it gets is copied, so that other readers of the same tensor are left out, and written back if
-the layer wrote over its copy. A tensor that is given twice is one copy.
+A probe must not change what it measures. The output of a layer gets a hook on the tensor itself;
+its input is copied, so that other readers of the same tensor are left out, and written back if the
+layer wrote over its copy. A tensor that is given twice is one copy.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ class Probe:
 
     Args:
         name: The layer's name.
-        at_input: Whether to look at what goes into it, or at what comes out.
+        at_input: Whether to note the relevance of its input, or of its output.
         is_wanted: Whether this very layer is asked for. Then what does not depend on the model's
             inputs counts as data here, such as the vectors of an embedding whose ids are further
             arguments; and an operation that uses its weights without calling it is a use of it.
@@ -69,7 +69,7 @@ class Probe:
         self.relevances = [None] * len(self.relevances)
 
     def seen(self, t: Tensor) -> Tensor:
-        """Return a value, or what is carried for it, as its relevance is to be computed from."""
+        """Return a value, or what is carried for it, in the form the relevance is computed from."""
         return t
 
     def note(self, position: int, relevance: Tensor) -> None:
@@ -85,13 +85,13 @@ class Probe:
 
 
 class Form(Protocol):
-    """What probes need to know of the form relevance is carried in."""
+    """What probes ask of the form."""
 
     def carries_relevance(self, t: Tensor) -> bool:
-        """Return whether the backward pass hands this tensor relevance, not a coefficient."""
+        """Return whether the backward pass gives this tensor relevance, not a coefficient."""
 
     def noted(self, value: Tensor, carried: Tensor, as_it_is: bool) -> Tensor:
-        """Return the relevance of a value, given what the backward pass hands it."""
+        """Return the relevance of a value, given what the backward pass carries for it."""
 
     def depends_on_input(self, t: Tensor) -> bool:
         """Return whether a tensor depends on the model's input."""
@@ -100,10 +100,10 @@ class Form(Protocol):
         """Return a copy of a constant that counts as if it came from an input."""
 
     def branch(self, t: Tensor, copy: Tensor, note: Callable[[Tensor], None]) -> None:
-        """Note the relevance that is carried beside ``t``, and let it stand beside ``copy``."""
+        """Note the relevance of the carrier of ``t``, and give the carrier to ``copy``."""
 
     def carry(self, source: Tensor, target: Tensor) -> None:
-        """Let what is carried beside a tensor stand beside another that has its values now."""
+        """Give the carrier of a tensor to another one that has its values now."""
 
     def overwrote(self, t: Tensor) -> None:
         """Note a tensor that has been written to in place, with what depends on an input."""
@@ -140,7 +140,7 @@ class Probes:
         return len(self._by_place)
 
     def entering(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return what a layer gets in place of its arguments."""
+        """Return the arguments to run a layer with."""
         probe = self._by_place.get((name, True))
         if probe is None and (name, False) not in self._by_place:
             return args, kwargs
@@ -164,7 +164,7 @@ class Probes:
         return mapped(change, args), mapped(change, kwargs)
 
     def leaving(self, name: str, output: Any, result: Any) -> Any:
-        """Return what a layer gives in place of its output.
+        """Return the output to go on with after a layer.
 
         Args:
             name: Of the layer.
@@ -208,7 +208,7 @@ class Probes:
                 copies[id(t)] = self._as_data(probe, position, t)
             if constants or not made(t):
                 continue
-            if id(t) in unchanged:  # handed through, and read by others too
+            if id(t) in unchanged:  # returned as it is, and read by others too
                 copies[id(t)] = self._copied(probe, position, t)
             else:
                 self._hook(probe, position, t)
@@ -219,7 +219,7 @@ class Probes:
         return mapped(change, output) if copies else output
 
     def _constants(self, probe: Probe, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return what counts as data here: all that has digits, where nothing comes of an input."""
+        """Return what counts as data: all with floating point, if none depends on an input."""
         if not probe.is_wanted or any(map(self._form.depends_on_input, tensors)):
             return []
         return [t for t in tensors if t.is_floating_point() or t.is_complex()]
@@ -260,7 +260,7 @@ class Probes:
 
 
 class ProbeStep(torch.autograd.Function):
-    """A copy of a tensor that notes, in the backward pass, the tensor and what it is handed."""
+    """A copy of a tensor that notes, in the backward pass, its value and what is carried for it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, note: Callable[[Tensor, Tensor], None]) -> Tensor:
@@ -272,7 +272,7 @@ class ProbeStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Note the value and c, and hand c on."""
+        """Note the value and c, and return c."""
         (value,) = ctx.saved_tensors
         ctx.note(value, upstream[0])
         return upstream[0], None
@@ -289,6 +289,6 @@ class CarrierProbeStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        """Note the relevance and hand it on."""
+        """Note the relevance and return it."""
         ctx.note(upstream[0])
         return upstream[0], None

@@ -1,11 +1,11 @@
 r"""LRP in relevance form: the backward pass carries relevance, as in Captum and zennit.
 
-Operations that mix values hand down :math:`R_{in} = x \odot J^T (R / s(z))`, by their rule or,
+Operations that mix values propagate :math:`R_{in} = x \odot J^T (R / s(z))`, by their rule or,
 without one, as LRP-0 (+, mean, batch norm on its own, ...); operations that move or select values
-hand down what they moved; activations pass relevance unchanged. The division is not protected: a
+move relevance back; activations pass relevance unchanged. The division is not protected: a
 denominator of 0 gives NaN, which is what this form is for; but a part of a complex number that is 0
 without relevance, as where a real one became complex, has none to divide. An operation of no known
-kind is an error, because its gradient, taken for relevance, would be wrong without a word.
+kind is an error, because its gradient, taken for relevance, would be wrong without a warning.
 
 Source: Bach et al. 2015.
 """
@@ -120,14 +120,14 @@ class RelevanceForm(GradientForm):
                 return plain(*args, **kwargs)
 
         given_back = run(points)
-        # a surrogate may hold all of them constant
+        # a linearized function may hold all of them constant
         if not any(t.requires_grad for t in tensors_in((given_back,), {})):
             return call.args[0].copy_(given_back) if in_place else given_back
         result = self._one_of(given_back, operation)
         z, values_of_z = as_real(result), result.detach()
         nodes = graph.graph(z)
         taking = {id(node.variable) for node in nodes if hasattr(node, "variable")}
-        # without those that a surrogate holds constant
+        # without those that a linearized function holds constant
         places = {key: points[id(value)] for key, value in values.items()}
         inputs = {key: t for key, t in inputs.items() if id(places[key]) in taking}
         xs = tuple(places[key] for key in inputs)
@@ -170,7 +170,7 @@ class RelevanceForm(GradientForm):
         return mapped(lambda t: out if t is result else t, given_back)
 
     def _one_of(self, given_back: Any, operation: Operation) -> Tensor:
-        """Return the one result that depends on the input, beside such as indices."""
+        """Return the one result that depends on the input, among others such as indices."""
         found = tensors_in((given_back,), {})
         results = [t for t in found if t.is_floating_point() or t.is_complex()]
         if len(results) != 1:
@@ -192,7 +192,8 @@ class RelevanceForm(GradientForm):
 def passing(z: Tensor, y: Tensor, slope: float) -> Backward:
     """Return the function from the relevance of an activation's value to that of its input.
 
-    It passes unchanged; how a complex number's is divided between its parts follows from theirs.
+    Relevance passes unchanged. Of a complex number its sum over both parts does, and the
+    coefficient says how it is divided between them.
 
     Args:
         z: The input.

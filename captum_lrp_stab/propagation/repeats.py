@@ -1,9 +1,9 @@
-"""What a run of a segment has made, to see that a second run makes the same.
+"""The operations and outputs of a run of a segment, to see that a second run has the same.
 
-A segment with a state (a key-value cache, a counter, a draw) makes something else the second time,
-and relevance would be propagated through that. It need not show in the values: a cache that has
-grown holds the same keys twice, of which an attention that looks back sees the first. So all that
-relevance passes is compared, by name and shape, and the values of the outputs.
+A segment with a state (a key-value cache, a counter, a draw) computes something else the second
+time, and relevance would be propagated through that. It need not show in the values: a cache that
+has grown holds the same keys twice, of which an attention that looks back sees the first. So all
+operations that relevance passes are compared, by name and shape, and the values of the outputs.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from captum_lrp_stab.dispatch.operation import Operation
 
 
 class Made(NamedTuple):
-    """What a run has made; two are equal if the runs were the same."""
+    """The operations and outputs of a run; two are equal if the runs were the same."""
 
     operations: list[Any]
     values: list["_Values"]
 
 
 def made(operations: Iterable[Operation], results: Sequence[Tensor]) -> Made:
-    """Return what a run has made.
+    """Return the operations and outputs of a run.
 
     Args:
         operations: Of the run, all asked whether relevance reaches them.
@@ -65,7 +65,7 @@ class _Values:
 
 
 def _bits(t: Tensor) -> bytes:
-    """Return what is another for other bits."""
+    """Return a checksum of the bits."""
     values = t.resolve_neg().reshape(-1).view(torch.uint8).numpy()  # copied if not contiguous
     return hashlib.blake2b(values.data).digest()
 

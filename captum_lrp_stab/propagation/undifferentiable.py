@@ -1,8 +1,8 @@
-"""Relevance that says so when it is differentiated, in place of a gradient that is silently 0.
+"""Relevance that raises an error when it is differentiated, where the gradient would be silently 0.
 
-A pass gives relevance without the graph of its computation. A loss on it would train nothing, and
-its gradient be 0 without a word. That a result enters a loss cannot be seen in advance: so where
-the inputs require a gradient, results carry a node of the autograd graph that raises.
+A pass returns relevance without the graph of its computation. A loss on it would train nothing, and
+its gradient would be 0 without a warning. Whether a result enters a loss cannot be known before: so
+if the inputs require a gradient, results get a node of the autograd graph that raises.
 """
 
 from typing import Any
