@@ -119,6 +119,13 @@ def test_an_activation_that_overflows() -> None:
     assert (origin.name, origin.direction) == ("square_0", "forward")
 
 
+def test_what_reads_an_overflow_has_none_of_its_own() -> None:
+    model = Between(lambda h: torch.exp(h * 20).mul(2)).eval()
+    found = diagnose(model, torch.tensor([[1.0, 2.0]]), 0, zero("a", "c"))
+    overflows = {record.name: record.overflow for record in found.layers}
+    assert overflows["exp_0"] == 1 and overflows["mul_1"] == overflows["c"] == 0
+
+
 def test_an_infinite_derivative() -> None:
     """The arc cosine of 1: its derivative is infinite, and what is below gets infinity times 3."""
     model = Between(lambda h: ((h - 2) * torch.tensor([1.0, 0.0])).acos()).eval()
