@@ -30,9 +30,9 @@ class LRP(Explainer, CaptumLRP):  # type: ignore[misc]  # Captum has no type inf
             rules set on the modules (``module.rule``, Captum's own included). Linear layers and
             convolutions left without a rule get ``EpsilonRule(1e-6)``, everything else that is
             linear LRP-0; :func:`captum_lrp_stab.plan` lists it all.
-        attention: How attention is treated. ``"attnlrp"`` (Achtibat et al. 2024): the softmax hands
-            relevance down by its gradient, a product of data halves it. ``"cp"`` (Ali et al. 2022):
-            the attention weights are held constant.
+        attention: How attention is treated. ``"attnlrp"`` (Achtibat et al. 2024): relevance passes
+            the softmax by its gradient, and a product of data halves it. ``"cp"`` (Ali et al.
+            2022): the attention weights are held constant.
         merge_batch_norm: Treat a batch norm that follows a linear layer or convolution as one
             layer with it, under that layer's rule.
         strict: Refuse a model with operations that have no LRP rule and would get their plain

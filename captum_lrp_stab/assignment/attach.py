@@ -71,7 +71,7 @@ def _with_rule(module: nn.Module, rule: PropagationRule) -> type[nn.Module]:
     """Return a subclass of the module's class with a ``rule`` that Captum cannot delete.
 
     Captum deletes ``module.rule`` at the end of ``attribute`` and uses its defaults in the next
-    call without a word. torch.nn.utils.parametrize swaps a module's class in the same way.
+    call silently. torch.nn.utils.parametrize swaps a module's class in the same way.
     """
     cls = type(module)
 

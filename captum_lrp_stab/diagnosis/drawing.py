@@ -142,7 +142,7 @@ def amplification(diagnosis: Diagnosis) -> Figure:
     ax.axvline(diagnosis.threshold, color=BAD, linestyle="--", linewidth=1, label="threshold")
     ax.set_yticks(places, list(map(_shortened, layers)), fontsize=7, parse_math=False)
     ax.set_ylim(len(layers) - 0.5, -0.5)
-    ax.set_xlabel("relevance handed down over relevance received, absolute sums", fontsize=8)
+    ax.set_xlabel("relevance propagated over relevance received, absolute sums", fontsize=8)
     ax.tick_params(axis="x", labelsize=7)
     ax.legend(fontsize=7, loc="lower right", framealpha=0.9)
     ax.spines[["top", "right"]].set_visible(False)
