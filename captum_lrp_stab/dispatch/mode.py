@@ -2,8 +2,8 @@
 
 :class:`Interception` is a ``TorchFunctionMode``: while it is active *on this thread*, each torch
 function the model calls, as a module, functional, method or operator, passes through it. That is
-what lets one forward pass of an unchanged model serve functional code, reused modules, data-
-dependent control flow and several threads at once: a traced graph would fix the control flow, a
+what lets one forward pass of an unchanged model serve functional code, reused modules, control flow
+that depends on data, and several threads at once: a traced graph would fix the control flow, a
 ``TorchDispatchMode`` sees operations only below autograd, where their backward is decided already,
 and module hooks see no functional code. It costs a few microseconds for each operation.
 
