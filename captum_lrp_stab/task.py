@@ -1,4 +1,8 @@
-"""What is compared: one model, its inputs and rules, and this package's own run of them."""
+"""One attribution as a value: model, inputs, target, rules and form, to be run in several ways.
+
+What is compared, diagnosed and studied is a :class:`Task`. Each run of one, as each call of
+:class:`captum_lrp_stab.LRP`, is a :class:`~captum_lrp_stab.propagation.attribution.Pass`.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +38,7 @@ Change = Callable[[Rule], Rule]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Task:
     """One attribution to be run in several ways; the arguments are those of ``compare``."""
 
     model: nn.Module
@@ -97,20 +101,20 @@ class Subject:
             *inputs, *(_format_additional_forward_args(self.additional_forward_args) or ())
         )
 
-    def changing(self, *changes: Change) -> "Subject":
-        """Return the subject with each rule changed."""
+    def changing(self, *changes: Change) -> "Task":
+        """Return the task with each rule changed."""
         return replace(self, changes=(*self.changes, *changes))
 
-    def moved(self) -> "Subject":
-        """Return the subject with each input value moved by a unit roundoff, towards 0.
+    def moved(self) -> "Task":
+        """Return the task with each input value moved by a unit roundoff, towards 0.
 
         Equal values stay equal: maxima that are tied would otherwise change places.
         """
         moved = tuple(torch.nextafter(x.detach(), torch.zeros_like(x)) for x in self.inputs)
         return replace(self, inputs=moved)
 
-    def copied(self, dtype: torch.dtype | None = None) -> "Subject":
-        """Return the subject with copies of the model and the inputs, in another dtype if given.
+    def copied(self, dtype: torch.dtype | None = None) -> "Task":
+        """Return the task with copies of the model and the inputs, in another dtype if given.
 
         Raises:
             ModelError: The model cannot be copied.
@@ -161,25 +165,25 @@ def _converted(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run_each(
-    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
     after: Callable[[Propagation], None] | None = None,
     **options: Any,
 ) -> list[Propagation]:
-    """Run subjects that differ in their rules and forms alone, after one forward pass for all.
+    """Run tasks that differ in their rules and forms alone, after one forward pass for all.
 
     Those in another form than the gradient form have a forward pass each.
 
     Args:
-        subjects: What to run.
+        tasks: What to run.
         after: See :func:`~captum_lrp_stab.propagation.attribution.propagate_many`.
         **options: Of :class:`~captum_lrp_stab.propagation.attribution.Pass`.
     """
-    first = subjects[0]
-    shared = all(subject.form is GradientForm for subject in subjects)
-    groups = [subjects] if shared else [[subject] for subject in subjects]
+    first = tasks[0]
+    shared = all(task.form is GradientForm for task in tasks)
+    groups = [tasks] if shared else [[task] for task in tasks]
     done: list[Propagation] = []
     for group in groups:
-        rule_sets = tuple(subject.rule_set() for subject in group)
+        rule_sets = tuple(task.rule_set() for task in group)
         given = first.model, first.inputs, first.additional_forward_args, rule_sets
         one = Pass(*given, form=group[0].form, **options)
         done += propagate_many(one, [first.target], after)

@@ -9,7 +9,7 @@ from torch import Tensor
 from captum_lrp_stab.comparison.recording import Recording
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 TINY = 1e-30
 """An epsilon that changes nothing but 0/0."""
@@ -19,26 +19,24 @@ class Reference(ABC):
     """Another implementation of LRP, or another way to run this one."""
 
     name: str
-    #: Whether it runs in float64 whatever the subject's dtype.
+    #: Whether it runs in float64 whatever the task's dtype.
     is_exact = False
     #: Whether it can treat a layer and its batch norm as one layer.
     merges_batch_norm = True
 
     @abstractmethod
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Return the relevance of the inputs and, as far as it can be seen, of the layers.
 
-        The subject's model and tensors stay as they are.
+        The task's model and tensors stay as they are.
 
         Args:
-            subject: What to attribute.
+            task: What to attribute.
             operations: The operations of the model's forward pass, with their rules.
         """
 
 
-def run_checked(
-    reference: Reference, subject: Subject, operations: Sequence[Operation]
-) -> Recording:
+def run_checked(reference: Reference, task: Task, operations: Sequence[Operation]) -> Recording:
     """Run a reference and check the shape and device of its relevance.
 
     Raises:
@@ -46,19 +44,19 @@ def run_checked(
         InputError: Its relevance has another shape or device than the inputs.
     """
     try:
-        done = reference.run(subject, operations)
+        done = reference.run(task, operations)
     except LRPError:
         raise
     except Exception as error:
         raise ReferenceFailedError(
             f"the reference {reference.name} raised {type(error).__name__}: {error}"
         ) from error
-    if len(done.relevances) != len(subject.inputs):
+    if len(done.relevances) != len(task.inputs):
         raise InputError(
             f"the reference {reference.name} gave {len(done.relevances)} tensors of relevance for "
-            f"{len(subject.inputs)} inputs"
+            f"{len(task.inputs)} inputs"
         )
-    for index, (r, x) in enumerate(zip(done.relevances, subject.inputs, strict=True)):
+    for index, (r, x) in enumerate(zip(done.relevances, task.inputs, strict=True)):
         if r.shape != x.shape or r.device != x.device:
             raise InputError(
                 f"the reference {reference.name} gave relevance of shape {tuple(r.shape)} on "

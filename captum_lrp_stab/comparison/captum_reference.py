@@ -31,7 +31,7 @@ from captum_lrp_stab.rules.standard import (
     ZPlusRule,
 )
 from captum_lrp_stab.stabilizers import Identity, Signed
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 from captum_lrp_stab.tensors.complex_values import has_complex_weights, total
 
 
@@ -54,7 +54,7 @@ class CaptumReference(Reference):
         self.exact_defaults = exact_defaults or not own_rules
         self.name = "captum" if own_rules else "captum_driver"
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Run stock Captum on a copy of the model, and watch the outputs of its modules.
 
         Not their inputs: Captum treats layers that share an input tensor in a way of its own, and
@@ -64,8 +64,8 @@ class CaptumReference(Reference):
             RuleMapError: Captum has no rule for a leaf module, and nor has this package; or it
                 overlooks a layer.
         """
-        subject = subject.copied()
-        model, names = subject.model, {operation.name for operation in operations}
+        task = task.copied()
+        model, names = task.model, {operation.name for operation in operations}
         check_seen(model, self.remedy)
         rules = self.rules(model, operations)
         seen_as = {name: name for name, _ in model.named_modules() if name in names}
@@ -78,9 +78,9 @@ class CaptumReference(Reference):
         # into relevance in a hook of its own; the output of a layer with a rule it copies
         plain = [n for n, m in leaf_modules(model) if type(m) in SUPPORTED_NON_LINEAR_LAYERS]
         late = set(plain) - rules.keys()
-        inputs = tuple(x.requires_grad_() for x in subject.inputs)
+        inputs = tuple(x.requires_grad_() for x in task.inputs)
         stock = StockLRP(model)
-        score = score_of(subject.forward(inputs), subject.target).detach()
+        score = score_of(task.forward(inputs), task.target).detach()
         relevances: tuple[Tensor, ...] = ()
 
         def gradients(forward: Any, xs: Any, target: Any = None, extra: Any = None) -> Any:
@@ -96,8 +96,8 @@ class CaptumReference(Reference):
         with Watch(model, values=False) as watch:
             for name, shown in seen_as.items():
                 watch.output(shown, model.get_submodule(name), name in late)
-            target = in_captums_form(subject.target)
-            stock.attribute(inputs, target, subject.additional_forward_args)
+            target = in_captums_form(task.target)
+            stock.attribute(inputs, target, task.additional_forward_args)
         seen = watch.recording(tuple(r.detach() for r in relevances), score)
         for name, shown in seen_as.items():
             if isinstance(rules.get(name), Rule):

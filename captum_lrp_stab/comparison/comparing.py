@@ -21,7 +21,7 @@ from captum_lrp_stab.propagation.checks import as_tuple
 from captum_lrp_stab.reporting.progress import told
 from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 
 def compare(
@@ -98,7 +98,7 @@ def compare(
         tolerance = _checked(tolerance)
     if merge_batch_norm is None:
         merge_batch_norm = chosen.merges_batch_norm
-    subject = Subject(
+    task = Task(
         model,
         as_tuple(inputs),
         target,
@@ -110,9 +110,9 @@ def compare(
         form=forms.form_of(form.replace("_", "-"), stabilizer),
     )
     checks.check_model(model)
-    checks.check_inputs(subject.inputs)
+    checks.check_inputs(task.inputs)
     with told(progress) as step, torch.inference_mode(False), torch.enable_grad():
-        runs = Runs(subject, tolerance, step)
+        runs = Runs(task, tolerance, step)
         trial = runs.trial(chosen)
         pair = runs.pair(trial)
         judgement = judge(runs, trial, pair)
@@ -121,7 +121,7 @@ def compare(
         judgement.verdict,
         judgement.explanation,
         judgement.differences,
-        str(subject.dtype).removeprefix("torch."),
+        str(task.dtype).removeprefix("torch."),
         runs.tolerance,
         pair.overall,
         judgement.first,
@@ -184,12 +184,12 @@ def judge(runs: Runs, trial: Trial, pair: Pair) -> Judgement:
         return Judgement("equal", f"{size}, within {tolerance:.2g}{cancels}", inside)
     exact = runs.in_float64(trial.reference)
     if exact is None:
-        if runs.subject.dtype != torch.float64:
+        if runs.task.dtype != torch.float64:
             size += " (the reference does not run in float64, so rounding is not ruled out)"
         return _explained(runs, trial, pair, size)
     other = exact.trial(trial.reference)
     wide = exact.pair(other)
-    units = [torch.finfo(runs_.subject.dtype).eps for runs_ in (runs, exact)]
+    units = [torch.finfo(runs_.task.dtype).eps for runs_ in (runs, exact)]
     # rounding shrinks with the unit roundoff, a difference of meaning does not
     shrunk = ROUNDINGS * overall.relative_l2 * units[1] / units[0]
     if wide.error <= max(exact.tolerance, min(shrunk, tolerance)):

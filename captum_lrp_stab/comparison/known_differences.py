@@ -30,7 +30,7 @@ from captum_lrp_stab.rules.captum_rules import translate
 from captum_lrp_stab.rules.kernel import Group
 from captum_lrp_stab.rules.standard import EpsilonRule, GammaRule, PassRule
 from captum_lrp_stab.stabilizers import Additive, RootMeanSquare, Signed
-from captum_lrp_stab.task import Change, Subject, remade
+from captum_lrp_stab.task import Change, Task, remade
 from captum_lrp_stab.tensors.step import Step
 
 
@@ -119,8 +119,8 @@ KNOWN = tuple(value for value in list(vars().values()) if isinstance(value, Know
 class Trial:
     """What runs on either side: this package on ``ours``, the reference on ``theirs``."""
 
-    ours: Subject
-    theirs: Subject
+    ours: Task
+    theirs: Task
     reference: Reference
     is_normalised: bool = False  # the reference's relevance is multiplied by the score
 

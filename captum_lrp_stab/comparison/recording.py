@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_lrp_stab.propagation.probes import Probe
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 from captum_lrp_stab.tensors.complex_values import total
 from captum_lrp_stab.tensors.nested import mapped, tensors_in
 
@@ -198,13 +198,13 @@ def _reached(probes: Mapping[str, Uses]) -> dict[str, list[Use]]:
     return {name: probe.reached for name, probe in probes.items() if probe.reached}
 
 
-def record(subject: Subject, names: tuple[str, ...] = ()) -> Recording:
+def record(task: Task, names: tuple[str, ...] = ()) -> Recording:
     """Run this package's LRP and return the recording.
 
     Args:
-        subject: What to attribute.
+        task: What to attribute.
         names: The operations to watch.
     """
     outputs, inputs = ({name: Uses(name, end) for name in names} for end in (False, True))
-    done = subject.propagate((*outputs.values(), *inputs.values()))
+    done = task.propagate((*outputs.values(), *inputs.values()))
     return Recording(done.relevances, done.score, _reached(outputs), _reached(inputs))

@@ -21,7 +21,7 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import InputError, LRPError, ReferenceFailedError
 from captum_lrp_stab.explainer import Explainer
 from captum_lrp_stab.propagation.modified_forward import ModifiedForward
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 
 class Float64Reference(Reference):
@@ -30,9 +30,9 @@ class Float64Reference(Reference):
     name = "float64"
     is_exact = True
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Run this package's LRP in float64."""
-        return record(subject.copied(torch.float64), tuple(o.name for o in operations))
+        return record(task.copied(torch.float64), tuple(o.name for o in operations))
 
 
 class ModifiedForwardReference(Reference):
@@ -40,9 +40,9 @@ class ModifiedForwardReference(Reference):
 
     name = "modified_forward"
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Run this package's LRP as a modified forward pass."""
-        changed = replace(subject, form=ModifiedForward)
+        changed = replace(task, form=ModifiedForward)
         return record(changed, tuple(o.name for o in operations))
 
 
@@ -54,22 +54,22 @@ class LRPReference(Reference):
     def __init__(self, explainer: Explainer) -> None:
         self.explainer = explainer
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
-        """Run the other ``LRP`` on the subject's inputs, with its model in their dtype."""
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
+        """Run the other ``LRP`` on the task's inputs, with its model in their dtype."""
         rules = self.explainer.current_rules()
-        other = Subject(
+        other = Task(
             self.explainer.model,
-            subject.inputs,
-            subject.target,
-            subject.additional_forward_args,
-            stabilizer=subject.stabilizer,
+            task.inputs,
+            task.target,
+            task.additional_forward_args,
+            stabilizer=task.stabilizer,
             attention=rules.attention,
             merge_batch_norm=rules.merge_batch_norm,
             fixed=rules,
         )
         parameters = (p for p in other.model.parameters() if p.is_floating_point())
-        if other.model is not subject.model and any(p.dtype != subject.dtype for p in parameters):
-            other = other.copied(subject.dtype)
+        if other.model is not task.model and any(p.dtype != task.dtype for p in parameters):
+            other = other.copied(task.dtype)
         return record(other, tuple(o.name for o in operations))
 
 
@@ -85,17 +85,17 @@ class CallableReference(Reference):
         inner = function.func if isinstance(function, partial) else function
         self.name = getattr(inner, "__name__", type(inner).__name__)
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Call the function, and check what it returns.
 
         Raises:
             InputError: It returned something that is no relevance.
         """
-        subject = subject.copied()
-        inputs = subject.inputs if len(subject.inputs) > 1 else subject.inputs[0]
-        arguments = [subject.model, inputs, subject.target]
-        if subject.additional_forward_args is not None:
-            arguments.append(subject.additional_forward_args)
+        task = task.copied()
+        inputs = task.inputs if len(task.inputs) > 1 else task.inputs[0]
+        arguments = [task.model, inputs, task.target]
+        if task.additional_forward_args is not None:
+            arguments.append(task.additional_forward_args)
         try:
             with torch.enable_grad():
                 result = self.function(*arguments)
@@ -105,7 +105,7 @@ class CallableReference(Reference):
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             result, layers = result
         relevances = result if isinstance(result, tuple) else (result,)
-        device = subject.inputs[0].device
+        device = task.inputs[0].device
         for value in relevances:
             self._check(value)
         shapes = {operation.name: operation.shape for operation in operations}

@@ -17,7 +17,7 @@ from captum_lrp_stab.comparison.pair import Pair
 from captum_lrp_stab.comparison.recording import Recording, record
 from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.errors import LRPError
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 ROUNDINGS = 30.0
 """The effect of rounding in all layers, at most, in multiples of that of rounding the inputs."""
@@ -31,38 +31,38 @@ Progress = Callable[[str], None]
 
 
 class Runs:
-    """The runs of one subject in one dtype.
+    """The runs of one task in one dtype.
 
     Args:
-        subject: What is attributed.
+        task: What is attributed.
         tolerance: Largest relative difference that counts as equal, None for the usual one.
         progress: Called with a name before each run.
-        operations: Those of the subject, if they are known.
+        operations: Those of the task, if they are known.
     """
 
     def __init__(
         self,
-        subject: Subject,
+        task: Task,
         tolerance: float | None,
         progress: Progress = lambda step: None,
         operations: Sequence[Operation] | None = None,
     ) -> None:
-        self.subject = subject
-        self.operations = subject.operations() if operations is None else operations
+        self.task = task
+        self.operations = task.operations() if operations is None else operations
         depth = sum(operation.rule is not None for operation in self.operations)
-        usual = usual_tolerance(subject.dtype, depth)
+        usual = usual_tolerance(task.dtype, depth)
         self.tolerance = usual if tolerance is None else tolerance
         self._given, self._progress = tolerance, progress
         self.purpose = ""  # of the runs that follow
-        self._operations = {_key(subject)[:2]: self.operations}
+        self._operations = {_key(task)[:2]: self.operations}
         self._recordings: OrderedDict[Any, Recording] = OrderedDict()
 
     def trial(self, reference: Reference) -> Trial:
         """Return the comparison as it was asked for."""
-        theirs = self.subject
+        theirs = self.task
         if theirs.merge_batch_norm and not reference.merges_batch_norm:
             theirs = replace(theirs, merge_batch_norm=False)
-        return Trial(self.subject, theirs, reference)
+        return Trial(self.task, theirs, reference)
 
     def pair(self, trial: Trial) -> Pair:
         """Return both sides of a trial, watched at every layer that the reference can watch."""
@@ -77,15 +77,15 @@ class Runs:
 
     def in_float64(self, reference: Reference) -> "Runs | None":
         """Return the same runs in float64, None if they are already, or cannot be."""
-        if self.subject.dtype == torch.float64:
+        if self.task.dtype == torch.float64:
             return None
         try:
-            subject = self.subject.copied(torch.float64)
-            runs = Runs(subject, self._given, self._progress, self.operations)
+            task = self.task.copied(torch.float64)
+            runs = Runs(task, self._given, self._progress, self.operations)
             runs.purpose = " in float64"
-            known = self._recordings.get((reference, *_key(self.subject)))
+            known = self._recordings.get((reference, *_key(self.task)))
             if reference.is_exact and known is not None:  # it would be the same run once more
-                runs._recordings[(reference, *_key(subject))] = known
+                runs._recordings[(reference, *_key(task))] = known
             finite = math.isfinite(runs.pair(runs.trial(reference)).error)
         except LRPError:
             return None
@@ -99,40 +99,40 @@ class Runs:
         """
         if self._given is not None:
             return self.tolerance
-        ours = self._ours(self.subject)
+        ours = self._ours(self.task)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it may move out of a box
             self._tell("captum-lrp-stab")
-            moved = record(self.subject.moved())
+            moved = record(self.task.moved())
         sensitivity = relative_difference(ours.relevances, moved.relevances) or 0.0
         return max(self.tolerance, min(ROUNDINGS * sensitivity, _MOST_ROUNDING))
 
-    def _operations_of(self, subject: Subject) -> Sequence[Operation]:
-        """Return the operations, with the rules of this subject only if none is changed."""
-        key = _key(subject)[:2]
+    def _operations_of(self, task: Task) -> Sequence[Operation]:
+        """Return the operations, with the rules of this task only if none is changed."""
+        key = _key(task)[:2]
         if key not in self._operations:
-            self._operations[key] = subject.operations()
+            self._operations[key] = task.operations()
         return self._operations[key]
 
-    def _ours(self, subject: Subject, watched: Sequence[Operation] = ()) -> Recording:
+    def _ours(self, task: Task, watched: Sequence[Operation] = ()) -> Recording:
         names = tuple(dict.fromkeys(operation.name for operation in watched))
-        return self._recorded(None, subject, lambda reference, subject: record(subject, names))
+        return self._recorded(None, task, lambda reference, task: record(task, names))
 
-    def _run(self, reference: Reference, subject: Subject) -> Recording:
-        changed = subject.changes != self.subject.changes
-        operations = subject.operations() if changed else self._operations_of(subject)
-        return run_checked(reference, subject, operations)
+    def _run(self, reference: Reference, task: Task) -> Recording:
+        changed = task.changes != self.task.changes
+        operations = task.operations() if changed else self._operations_of(task)
+        return run_checked(reference, task, operations)
 
     def _recorded(
-        self, reference: Any, subject: Subject, run: Callable[[Any, Subject], Recording]
+        self, reference: Any, task: Task, run: Callable[[Any, Task], Recording]
     ) -> Recording:
         """Return a recording, made or kept; they are large, so that only the last few are kept."""
-        key = (reference, *_key(subject))
+        key = (reference, *_key(task))
         if key not in self._recordings:
             self._tell("captum-lrp-stab" if reference is None else reference.name)
             while len(self._recordings) >= _MOST_RECORDINGS:
                 self._recordings.popitem(last=False)
-            self._recordings[key] = run(reference, subject)
+            self._recordings[key] = run(reference, task)
         self._recordings.move_to_end(key)
         return self._recordings[key]
 
@@ -140,6 +140,6 @@ class Runs:
         self._progress(f"{name}{self.purpose}")
 
 
-def _key(subject: Subject) -> tuple[Any, ...]:
-    """Return what the subjects of one comparison differ in."""
-    return subject.merge_batch_norm, id(subject.rules), subject.form, subject.changes
+def _key(task: Task) -> tuple[Any, ...]:
+    """Return what the tasks of one comparison differ in."""
+    return task.merge_batch_norm, id(task.rules), task.form, task.changes

@@ -29,7 +29,7 @@ from captum_lrp_stab.rules.standard import (
     ZPlusRule,
 )
 from captum_lrp_stab.stabilizers import RoundingAware
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 from captum_lrp_stab.tensors.complex_values import has_complex_weights
 
 
@@ -56,7 +56,7 @@ class ZennitReference(Reference):
     """zennit on the same model, under a composite of its own or one made of our rules.
 
     Args:
-        composite: zennit's; None for one made of the subject's rules.
+        composite: zennit's; None for one made of the task's rules.
         exact_merge: Let merged batch norms be the identity they are meant to be: zennit before
             1.0 leaves their eps in place, so that they divide by sqrt(1 + eps).
 
@@ -71,17 +71,17 @@ class ZennitReference(Reference):
         self.composite = composite
         self.exact_merge = exact_merge
 
-    def run(self, subject: Subject, operations: Sequence[Operation]) -> Recording:
+    def run(self, task: Task, operations: Sequence[Operation]) -> Recording:
         """Run zennit on a copy of the model.
 
         Raises:
             RuleError: A rule or stabilizer has no counterpart in zennit.
         """
-        zennit, subject = package(), subject.copied()
-        model, composite = subject.model, self.composite
+        zennit, task = package(), task.copied()
+        model, composite = task.model, self.composite
         if composite is None:
             composite = composite_of(model, operations)
-        leaves = tuple(x.requires_grad_() for x in subject.inputs)
+        leaves = tuple(x.requires_grad_() for x in task.inputs)
         modules, watch = dict(model.named_modules()), Watch(model)
         for operation in {o.name: o for o in operations if o.name in modules}.values():
             watch.input(operation.name, modules[operation.name])
@@ -96,8 +96,8 @@ class ZennitReference(Reference):
                 if isinstance(module, zennit.layer.Sum):  # what a canonizer made of an addition
                     watch.output(name.replace("canonizer_sum", "add_0"), module)
             with torch.enable_grad():
-                output = subject.forward(leaves)
-                score = score_of(output, subject.target)
+                output = task.forward(leaves)
+                score = score_of(output, task.target)
                 gradients = torch.autograd.grad(score, leaves, score.detach(), allow_unused=True)
         pairs = zip(gradients, leaves, strict=True)
         relevances = tuple(torch.zeros_like(x) if g is None else g.detach() for g, x in pairs)

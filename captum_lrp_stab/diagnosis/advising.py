@@ -38,12 +38,12 @@ from captum_lrp_stab.rules.captum_rules import ManipulatedWeightsRule
 from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.rules.standard import EpsilonRule, PassRule
 from captum_lrp_stab.stabilizers import RoundingAware, Signed, Stabilizer, StabilizerLike
-from captum_lrp_stab.task import Subject, on
+from captum_lrp_stab.task import Task, on
 
 _FACTORS = (8.0, 64.0, 512.0)
 _Result = TypeVar("_Result")
-Check = Callable[[Subject], str | None]
-"""From a subject to the first layer with a fault of one kind, None if there is none."""
+Check = Callable[[Task], str | None]
+"""From a task to the first layer with a fault of one kind, None if there is none."""
 
 
 def advise(
@@ -91,7 +91,7 @@ def advise(
     """
     check_tolerance(tolerance)
     check_threshold(threshold)
-    subject = Subject(
+    task = Task(
         model,
         as_tuple(inputs),
         target,
@@ -104,10 +104,10 @@ def advise(
     )
     checks.check_model(model)
     checks.check_parameters(model)
-    checks.check_inputs(subject.inputs)
+    checks.check_inputs(task.inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of stabilizers that are tried
-        return _Adviser(_explicit(subject), float(tolerance), threshold).advise()
+        return _Adviser(_explicit(task), float(tolerance), threshold).advise()
 
 
 def check_tolerance(tolerance: float) -> None:
@@ -117,107 +117,107 @@ def check_tolerance(tolerance: float) -> None:
         raise InputError(f"tolerance is {tolerance!r}; give a positive number, such as 1e-3")
 
 
-def _explicit(subject: Subject) -> Subject:
-    """Return the subject with a rule of its own for each layer that has one in all of its uses."""
-    rule_set, uses = subject.rule_set(), dict[str, list[Rule]]()
-    for operation in subject.operations():
+def _explicit(task: Task) -> Task:
+    """Return the task with a rule of its own for each layer that has one in all of its uses."""
+    rule_set, uses = task.rule_set(), dict[str, list[Rule]]()
+    for operation in task.operations():
         if operation.rule is not None:
             uses.setdefault(operation.name, []).append(on(operation.rule, operation.name))
     named = {name: rules[0] for name, rules in uses.items() if len(set(map(_key, rules))) == 1}
     fixed = replace(rule_set, named={**rule_set.named, **named})
-    return replace(subject, rules=None, stabilizer=None, changes=(), fixed=fixed)
+    return replace(task, rules=None, stabilizer=None, changes=(), fixed=fixed)
 
 
 class _Adviser:
-    """The search; ``subject`` has the changes made so far.
+    """The search; ``task`` has the changes made so far.
 
     Args:
-        subject: With a rule of its own for each layer.
+        task: With a rule of its own for each layer.
         tolerance: See :func:`advise`.
         threshold: Likewise.
     """
 
-    def __init__(self, subject: Subject, tolerance: float, threshold: float) -> None:
-        self.first, self.subject = subject, subject
+    def __init__(self, task: Task, tolerance: float, threshold: float) -> None:
+        self.first, self.task = task, task
         self.tolerance, self.threshold = tolerance, threshold
-        self.operations = subject.operations()
+        self.operations = task.operations()
         self.names = tuple(dict.fromkeys(o.name for o in self.operations))
-        self._in_float64 = subject.copied(torch.float64)
+        self._in_float64 = task.copied(torch.float64)
         try:
-            self.exactly(record, subject)
+            self.exactly(record, task)
         except RuntimeError as error:
             raise ModelError(
-                f"{type(subject.model).__name__} cannot run in float64, with which advice is "
+                f"{type(task.model).__name__} cannot run in float64, with which advice is "
                 f"checked: {error}. Make what its forward creates in the dtype of its input"
             ) from error
         # each names the first layer with a fault of one kind; the cheapest comes first
         self.checks = self.unstable, self.unstable_in_float64, self.inexact
 
     def advise(self) -> Advice:
-        before, first = self.error(self.subject), self.unstable(self.subject)
+        before, first = self.error(self.task), self.unstable(self.task)
         if first is not None and self._is_drawn_to_0(first):
             # such stabilizers are wrong in kind, not in size
-            self.subject = self._with(
+            self.task = self._with(
                 {name: RoundingAware() for name in self.rules if self._is_drawn_to_0(name)}
             )
         tried = set[tuple[str, int]]()
-        while not self.is_good(self.subject) and (culprit := self._culprit(tried)):
+        while not self.is_good(self.task) and (culprit := self._culprit(tried)):
             tried.add(culprit)
             layer, n = culprit
-            self.subject = self._least(layer, self.checks[: n + 1]) or self.subject
-        error, dtype = self.error(self.subject), None
+            self.task = self._least(layer, self.checks[: n + 1]) or self.task
+        error, dtype = self.error(self.task), None
         if not self.is_within(error):
-            self.subject, error, dtype = self._wider()
+            self.task, error, dtype = self._wider()
         return Advice(
             self.tolerance,
             before,
             error,
             first is None,
-            self.unstable(self.subject) is None,
+            self.unstable(self.task) is None,
             tuple(self._changes()),
             _name_map(self.rules),
             dtype,
-            record(self.subject).relevances,
+            record(self.task).relevances,
         )
 
     @property
     def rules(self) -> Mapping[str, Rule]:
         """The rule of each layer, with the changes made so far."""
-        return self.subject.rule_set().named
+        return self.task.rule_set().named
 
-    # what a subject is like ----------------------------------------------------------------------
+    # what a task is like ----------------------------------------------------------------------
 
-    def exactly(self, run: Callable[..., _Result], subject: Subject, *args: Any) -> _Result:
-        """Return what a function gives for a subject in float64."""
-        with torch.autocast(subject.inputs[0].device.type, enabled=False):
-            return run(replace(self._in_float64, fixed=subject.fixed), *args)
+    def exactly(self, run: Callable[..., _Result], task: Task, *args: Any) -> _Result:
+        """Return what a function gives for a task in float64."""
+        with torch.autocast(task.inputs[0].device.type, enabled=False):
+            return run(replace(self._in_float64, fixed=task.fixed), *args)
 
-    def error(self, subject: Subject) -> float | None:
-        """Return how far a subject is from float64; None if either is not finite."""
-        exact = self.exactly(record, subject).relevances
-        return relative_difference(record(subject).relevances, exact)
+    def error(self, task: Task) -> float | None:
+        """Return how far a task is from float64; None if either is not finite."""
+        exact = self.exactly(record, task).relevances
+        return relative_difference(record(task).relevances, exact)
 
     def is_within(self, error: float | None) -> bool:
         """Return whether a difference is small enough."""
         return error is not None and error <= self.tolerance
 
-    def is_good(self, subject: Subject) -> bool:
-        """Return whether a subject is stable and agrees with float64."""
-        return self.unstable(subject) is None and self.is_within(self.error(subject))
+    def is_good(self, task: Task) -> bool:
+        """Return whether a task is stable and agrees with float64."""
+        return self.unstable(task) is None and self.is_within(self.error(task))
 
-    def unstable(self, subject: Subject) -> str | None:
-        """Return the layer where a subject's trouble starts, None if it is stable."""
-        origin = locate(watch(subject, self.operations).records, self.threshold)
+    def unstable(self, task: Task) -> str | None:
+        """Return the layer where a task's trouble starts, None if it is stable."""
+        origin = locate(watch(task, self.operations).records, self.threshold)
         return None if origin is None else origin.layer
 
-    def unstable_in_float64(self, subject: Subject) -> str | None:
+    def unstable_in_float64(self, task: Task) -> str | None:
         """Return the same in float64: rounding can hide a 0 that float64 then divides by."""
-        return self.exactly(self.unstable, subject)
+        return self.exactly(self.unstable, task)
 
-    def inexact(self, subject: Subject) -> str | None:
-        """Return the first layer at which a subject differs from float64, None if there is none."""
-        exact = self.exactly(record, subject, self.names)
-        pair = Pair(record(subject, self.names), exact, self.operations)
+    def inexact(self, task: Task) -> str | None:
+        """Return the first layer at which a task differs from float64, None if there is none."""
+        exact = self.exactly(record, task, self.names)
+        pair = Pair(record(task, self.names), exact, self.operations)
         parted = pair.divergence(self.tolerance)
         return None if parted is None else parted.name.partition("[")[0]
 
@@ -230,53 +230,53 @@ class _Adviser:
     def _culprit(self, tried: set[tuple[str, int]]) -> tuple[str, int] | None:
         """Return the next layer to change with the number of the check that names it."""
         for n, check in enumerate(self.checks):
-            layer = check(self.subject)
+            layer = check(self.task)
             if layer is not None and layer in self.rules and (layer, n) not in tried:
                 return layer, n
         return None
 
-    def _least(self, layer: str, checks: Sequence[Check]) -> Subject | None:
-        """Return the subject with the least stabilizer of a layer that helps; None if none does."""
+    def _least(self, layer: str, checks: Sequence[Check]) -> Task | None:
+        """Return the task with the least stabilizer of a layer that helps; None if none does."""
         if _stabilized(self.rules[layer], RoundingAware()) is None:
             return None
 
-        def helps(subject: Subject) -> bool:
-            return all(check(subject) != layer for check in checks)
+        def helps(task: Task) -> bool:
+            return all(check(task) != layer for check in checks)
 
         for factor in _FACTORS:
-            subject = self._with({layer: RoundingAware(factor)})
-            if helps(subject):
-                return subject
+            task = self._with({layer: RoundingAware(factor)})
+            if helps(task):
+                return task
         # an epsilon that is large enough helps, and so does a larger one
-        largest = torch.finfo(self.subject.dtype).max / 10
+        largest = torch.finfo(self.task.dtype).max / 10
         epsilons = (e for e in _ladder(self.medians.get(layer, 1.0)) if e < largest)
         ladder = [self._with({layer: Signed(epsilon)}) for epsilon in epsilons]
         index = bisect.bisect_left(ladder, True, key=helps)
         return ladder[index] if index < len(ladder) else None
 
-    def _wider(self) -> tuple[Subject, float | None, str | None]:
-        """Return the subject in the narrowest dtype that agrees with float64.
+    def _wider(self) -> tuple[Task, float | None, str | None]:
+        """Return the task in the narrowest dtype that agrees with float64.
 
         As it was, if that is stable, or else with the changes made; these alone if no dtype helps.
         """
-        for subject in (self.first, self.subject):
+        for task in (self.first, self.task):
             for dtype in (torch.bfloat16, torch.float32, torch.float64):
                 if _holds_all_of(dtype, self.first.dtype):
-                    wide = subject.copied(dtype)
+                    wide = task.copied(dtype)
                     with torch.autocast(wide.inputs[0].device.type, enabled=False):
                         error = self.error(wide)
                     if self.is_within(error):
                         return wide, error, str(dtype).removeprefix("torch.")
-        return self.subject, self.error(self.subject), None
+        return self.task, self.error(self.task), None
 
     # rules ---------------------------------------------------------------------------------------
 
-    def _with(self, stabilizers: Mapping[str, Stabilizer]) -> Subject:
-        """Return the subject with other stabilizers, where a layer's rule takes one."""
-        rule_set = self.subject.rule_set()
+    def _with(self, stabilizers: Mapping[str, Stabilizer]) -> Task:
+        """Return the task with other stabilizers, where a layer's rule takes one."""
+        rule_set = self.task.rule_set()
         changed = {n: _stabilized(rule_set.named[n], s) for n, s in stabilizers.items()}
         named = {**rule_set.named, **{n: rule for n, rule in changed.items() if rule is not None}}
-        return replace(self.subject, fixed=replace(rule_set, named=named))
+        return replace(self.task, fixed=replace(rule_set, named=named))
 
     @cached_property
     def medians(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from captum_lrp_stab.propagation.checks import as_tuple
 from captum_lrp_stab.propagation.forms import Form
 from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.stabilizers import StabilizerLike
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 _UNACCOUNTED = 1e-3
 """The share of the score that is more than rounding."""
@@ -76,7 +76,7 @@ def diagnose(
         ('stable', ['0', '2'])
     """
     check_threshold(threshold)
-    subject = Subject(
+    task = Task(
         model,
         as_tuple(inputs),
         target,
@@ -88,12 +88,12 @@ def diagnose(
         form=_form_of(form, stabilizer),
     )
     checks.check_model(model)
-    checks.check_inputs(subject.inputs)
+    checks.check_inputs(task.inputs)
     look = stock.watch_stock if form == STOCK else watch
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.inference_mode(False), torch.enable_grad():
-            seen = look(subject)
+            seen = look(task)
     if not seen.done.is_finite:
         checks.check_parameters(model)  # or the cause is in the weights, and in no layer
     origin = locate(seen.records, threshold)
@@ -104,16 +104,16 @@ def diagnose(
     return Diagnosis(
         verdict,
         form if isinstance(form, str) else forms.name_of(form),
-        str(subject.dtype).removeprefix("torch."),
+        str(task.dtype).removeprefix("torch."),
         float(threshold),
         seen.ledger,
         seen.records,
         origin,
-        None if origin is None else cause_of(origin, subject.dtype),
-        _receptive_field(subject, origin),
+        None if origin is None else cause_of(origin, task.dtype),
+        _receptive_field(task, origin),
         None
         if origin is None
-        else _is_better_in_float64(subject, look, threshold, verdict != "not finite"),
+        else _is_better_in_float64(task, look, threshold, verdict != "not finite"),
         tuple(dict.fromkeys(said)),
         tuple(dict.fromkeys(fallbacks.of(seen.done.operations))) if form != STOCK else (),
         seen.done.relevances,
@@ -146,22 +146,22 @@ def _unaccounted(seen: Watched) -> list[str]:
 
 
 def _is_better_in_float64(
-    subject: Subject, look: Callable[[Subject], Watched], threshold: float, is_finite: bool
+    task: Task, look: Callable[[Task], Watched], threshold: float, is_finite: bool
 ) -> bool | None:
     """Return whether float64 has no trouble, or is finite as this is not; None if not known."""
-    if subject.dtype == torch.float64:
+    if task.dtype == torch.float64:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exact = locate(in_float64(subject, look).records, threshold)
+            exact = locate(in_float64(task, look).records, threshold)
             return exact is None or (exact.is_finite and not is_finite)
     except (LRPError, RuntimeError):  # a model may make tensors of one dtype in its forward
         return None
 
 
-def _receptive_field(subject: Subject, origin: Origin | None) -> tuple[Box | None, ...]:
+def _receptive_field(task: Task, origin: Origin | None) -> tuple[Box | None, ...]:
     """Return the part of each input that moves the neuron at the origin, if there is one."""
     if origin is None or origin.neuron is None:
         return ()
-    return receptive_field(subject, origin.layer, origin.neuron.index, origin.use)
+    return receptive_field(task, origin.layer, origin.neuron.index, origin.use)

@@ -20,7 +20,7 @@ from captum_lrp_stab.propagation.gradient_form import GradientForm
 from captum_lrp_stab.propagation.probes import Probe
 from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.standard import ZeroRule
-from captum_lrp_stab.task import Subject, on
+from captum_lrp_stab.task import Task, on
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ _UNTOLD = (LRPError, RuntimeError, IndexError, ValueError, StopIteration)
 
 
 def receptive_field(
-    subject: Subject, layer: str, index: tuple[int, ...], use: int = 0
+    task: Task, layer: str, index: tuple[int, ...], use: int = 0
 ) -> tuple[Box | None, ...]:
     """Return the part of each input that can move a neuron; None where there is none.
 
     Args:
-        subject: What is attributed; its rules decide what operations are called.
+        task: What is attributed; its rules decide what operations are called.
         layer: Name of the operation, as a plan lists it.
         index: Of the neuron in the operation's first output, with the batch dimension.
         use: Which run of the operation it is, of several in one pass.
@@ -80,11 +80,11 @@ def receptive_field(
     Returns:
         A box for each input; nothing if there is no such neuron, or the model cannot be followed.
     """
-    rules = replace(subject, form=GradientForm, stabilizer=None, merge_batch_norm=False)
+    rules = replace(task, form=GradientForm, stabilizer=None, merge_batch_norm=False)
     plain = rules.changing(lambda rule: on(_Gradient(), rule.layer))
     generator = torch.Generator().manual_seed(0)  # torch's own stays as it is
     found: list[Tensor] = []
-    with warnings.catch_warnings(), torch.autocast(subject.inputs[0].device.type, enabled=False):
+    with warnings.catch_warnings(), torch.autocast(task.inputs[0].device.type, enabled=False):
         warnings.simplefilter("ignore")
         with suppress(*_UNTOLD):
             copied = plain.copied(torch.float32)
@@ -96,13 +96,13 @@ def receptive_field(
     return tuple(map(_box, found))
 
 
-def _moved_by(subject: Subject, layer: str, index: tuple[int, ...], use: int) -> list[Tensor]:
+def _moved_by(task: Task, layer: str, index: tuple[int, ...], use: int) -> list[Tensor]:
     """Return for each element of each input whether it moves a neuron; nothing if none is there."""
     inputs = _Inputs()
     try:
-        subject.propagate((inputs, _Neuron(layer, index, use, inputs)))
+        task.propagate((inputs, _Neuron(layer, index, use, inputs)))
     except _Reached as reached:
-        pairs = zip(reached.gradients, subject.inputs, strict=True)
+        pairs = zip(reached.gradients, task.inputs, strict=True)
         return [(torch.zeros_like(x) if g is None else g) != 0 for g, x in pairs]
     return []
 

@@ -21,7 +21,7 @@ from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.captum_rules import RoutingRule
 from captum_lrp_stab.rules.kernel import Division
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 
 class _WatchedDriver(captum_reference.CaptumReference):
@@ -59,17 +59,17 @@ def _notifying(rule: Rule, operation: Operation, observer: Observer) -> None:
             result = kernel.relevance(sent, op, x)
         else:
             result = own(op, x, z, R, protected)
-        site, how = LayerUse(operation, op, (rule,), x), Division.BARE
+        use, how = LayerUse(operation, op, (rule,), x), Division.BARE
         observer.forward(operation, x, z, z)
         observer.backward(
-            Passage(operation, (x,), z, R, (result,), how, as_it_is, as_it_is, site, sent)
+            Passage(operation, (x,), z, R, (result,), how, as_it_is, as_it_is, use, sent)
         )
         return result
 
     rule.relevance = relevance  # type: ignore[method-assign]  # of this instance alone
 
 
-def watch_stock(subject: Subject) -> Watched:
+def watch_stock(task: Task) -> Watched:
     """Run stock Captum on a copy of the model and look at every layer with a rule.
 
     Raises:
@@ -77,12 +77,12 @@ def watch_stock(subject: Subject) -> Watched:
             overlooks a layer.
         ReferenceFailedError: Captum raised an error of its own.
     """
-    operations = subject.operations()
+    operations = task.operations()
     collector = Collector()
-    seen = run_checked(_WatchedDriver(collector), subject, operations)
+    seen = run_checked(_WatchedDriver(collector), task, operations)
     assert seen.score is not None  # of the plain model, which always has one
     done = Propagation(seen.score, seen.relevances, operations)
-    return Watched.of(done, records_of(collector, (), operations, subject.dtype))
+    return Watched.of(done, records_of(collector, (), operations, task.dtype))
 
 
 def unseen(operations: Sequence[Operation]) -> tuple[str, ...]:

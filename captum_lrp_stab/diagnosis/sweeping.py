@@ -26,7 +26,7 @@ from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.rule_set import Attention
 from captum_lrp_stab.rules.standard import EpsilonRule, GammaRule
 from captum_lrp_stab.stabilizers import Signed
-from captum_lrp_stab.task import Subject, remade, run_each
+from captum_lrp_stab.task import Task, remade, run_each
 
 Parameter = Literal["epsilon", "gamma"]
 _TOGETHER = 8
@@ -144,7 +144,7 @@ def sweep(
         'the heatmap is the same for every epsilon tried'
     """
     wanted = _checked(parameter, values)
-    subject = Subject(
+    task = Task(
         model,
         as_tuple(inputs),
         target,
@@ -157,10 +157,8 @@ def sweep(
     )
     checks.check_model(model)
     checks.check_parameters(model)
-    checks.check_inputs(subject.inputs)
-    if parameter == "gamma" and not any(
-        isinstance(o.rule, GammaRule) for o in subject.operations()
-    ):
+    checks.check_inputs(task.inputs)
+    if parameter == "gamma" and not any(isinstance(o.rule, GammaRule) for o in task.operations()):
         raise InputError("parameter is 'gamma', but no layer has a gamma rule; give epsilon")
     maps, scores = [], []
     for start in range(0, len(wanted), _TOGETHER):
@@ -170,7 +168,7 @@ def sweep(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an epsilon too small for the dtype
             settings = (_setting(parameter, value) for value in together)
-            found = run_each([subject.changing(setting) for setting in settings])
+            found = run_each([task.changing(setting) for setting in settings])
         for done in found:
             maps.append(torch.cat([r.double().flatten() for r in done.relevances]).cpu())
             scores.append(float(done.score.double().sum()))

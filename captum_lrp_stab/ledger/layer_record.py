@@ -70,7 +70,7 @@ def _outline(passage: Passage, received: Flow) -> LayerRecord:
             bad = Input(index, float(x[index]), float(relevance[index]))
     return record_of(
         passage.operation,
-        None if passage.site is None else passage.site.rule,
+        None if passage.use is None else passage.use.rule,
         shape=tuple(passage.output.shape),
         received=received,
         propagated=flows,
@@ -134,10 +134,10 @@ class _Sent:
 
 
 def _sent(passage: Passage) -> list[_Sent] | None:
-    if passage.site is not None:
+    if passage.use is not None:
         if passage.messages is None:
             return None
-        op, (x,) = passage.site.op, passage.inputs
+        op, (x,) = passage.use.op, passage.inputs
         return [_of_group(passage, group, op, x, sent) for group, sent in passage.messages]
     # an operation without a rule that divides, as + in relevance form
     assert passage.stabilized is not None and passage.magnitude is not None
@@ -196,7 +196,7 @@ def _shares(
             explained += group.share * total_of(received * group.distributed)
     shares = Shares(bias, stabilizer, record.received.total - explained)
     rest = record.received.total - record.propagated.total - shares.total
-    if passage.site is None:
+    if passage.use is None:
         return shares + absorbed(passage.operation, rest, record, passage.z.dtype)
     return shares + Shares(rounding=rest)
 
@@ -247,7 +247,7 @@ def _denominators(passage: Passage, group: _Sent) -> tuple[Denominators, float]:
         count = int(group.live.sum())
     magnitude = group.magnitude if group.bias is None else group.magnitude + group.bias.abs()
     cancellation = magnitude / absolute
-    rule = None if passage.site is None else passage.site.rule
+    rule = None if passage.use is None else passage.use.rule
     flipped = shrunk = 0
     excess = 0.0
     if rule is None or not rule.moves_away_from_0:
@@ -282,9 +282,9 @@ def _first_bad(passage: Passage, sent: Sequence[_Sent]) -> Index | None:
 
 def _overflowing(record: LayerRecord, passage: Passage, sent: Sequence[_Sent]) -> Index | None:
     """Return the output whose message, though finite, is too large times the layer's weights."""
-    if not record.propagated.nonfinite or passage.site is None or passage.messages is None:
+    if not record.propagated.nonfinite or passage.use is None or passage.messages is None:
         return None
-    op, ones = passage.site.op, torch.ones_like(wide(passage.inputs[0]))
+    op, ones = passage.use.op, torch.ones_like(wide(passage.inputs[0]))
     total = torch.zeros_like(sent[0].message)
     for (group, _), one in zip(passage.messages, sent, strict=True):
         for term in group.terms:
@@ -300,7 +300,7 @@ def _neuron(
         return math.inf if math.isnan(size) else size
 
     group = max(sent, key=rank)  # the one that most of what this output sends is sent by
-    rule = None if passage.site is None else passage.site.rule
+    rule = None if passage.use is None else passage.use.rule
     divides_by_nothing = not bool(group.raw[index].isfinite()) or bool(group.s[index] == 0)
     exact = None
     if rule is not None and divides_by_nothing:

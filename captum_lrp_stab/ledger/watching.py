@@ -22,7 +22,7 @@ from captum_lrp_stab.ledger.records import Flow, Input, LayerRecord, Ledger, Neu
 from captum_lrp_stab.propagation.attribution import Propagation
 from captum_lrp_stab.propagation.observer import Observer, Passage, wide
 from captum_lrp_stab.propagation.probes import Probe
-from captum_lrp_stab.task import Subject, run_each
+from captum_lrp_stab.task import Task, run_each
 from captum_lrp_stab.tensors.complex_values import number_at
 
 _CONSERVING = frozenset(
@@ -260,22 +260,22 @@ class Watched:
 
 
 def watch(
-    subject: Subject, operations: Sequence[Operation] | None = None, denominators: bool = True
+    task: Task, operations: Sequence[Operation] | None = None, denominators: bool = True
 ) -> Watched:
-    """Run a subject's attribution and look at every layer.
+    """Run a task's attribution and look at every layer.
 
     Args:
-        subject: What to attribute.
-        operations: Those of the subject, if they are known.
+        task: What to attribute.
+        operations: Those of the task, if they are known.
         denominators: Look at denominators too, not at the flow of relevance alone.
     """
     seen: list[Watched] = []
-    watch_each((subject,), seen.append, operations, denominators)
+    watch_each((task,), seen.append, operations, denominators)
     return seen[0]
 
 
 def watch_each(
-    subjects: Sequence[Subject],
+    tasks: Sequence[Task],
     each: Callable[[Watched], None],
     operations: Sequence[Operation] | None = None,
     denominators: bool = True,
@@ -285,33 +285,33 @@ def watch_each(
     Those in another form than the gradient form have a forward pass each.
 
     Args:
-        subjects: What to attribute; see :func:`captum_lrp_stab.task.run_each`.
+        tasks: What to attribute; see :func:`captum_lrp_stab.task.run_each`.
         each: Called with what was seen of each, in their order, before the next begins.
-        operations: Those of the subjects, if they are known.
+        operations: Those of the tasks, if they are known.
         denominators: Look at denominators too, not at the flow of relevance alone.
     """
-    planned = subjects[0].operations() if operations is None else operations
-    collector, probes, dtype = Collector(denominators), probes_of(planned), subjects[0].dtype
+    planned = tasks[0].operations() if operations is None else operations
+    collector, probes, dtype = Collector(denominators), probes_of(planned), tasks[0].dtype
 
     def note(done: Propagation) -> None:
         each(Watched.of(done, records_of(collector, probes, done.operations, dtype)))
 
-    run_each(subjects, probes=tuple(probes), observer=collector, after=note)
+    run_each(tasks, probes=tuple(probes), observer=collector, after=note)
 
 
-def in_float64(subject: Subject, look: Callable[[Subject], Watched] = watch) -> Watched:
+def in_float64(task: Task, look: Callable[[Task], Watched] = watch) -> Watched:
     """Watch the same attribution in float64, without autocast.
 
     Args:
-        subject: What to attribute.
+        task: What to attribute.
         look: How to watch it.
 
     Raises:
         ModelError: The model cannot be copied.
     """
-    device = subject.inputs[0].device.type
+    device = task.inputs[0].device.type
     with torch.autocast(device, enabled=False):
-        return look(subject.copied(torch.float64))
+        return look(task.copied(torch.float64))
 
 
 def amplification_of(records: Sequence[LayerRecord]) -> dict[str, float | None]:

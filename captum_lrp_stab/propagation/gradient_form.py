@@ -74,7 +74,7 @@ def propagated(
     if observer is not None:
         options = {"above": as_it_is, "below": as_it_is} | options
         ends = (x,), z, carried, (result,), division
-        observer.backward(Passage(use.operation, *ends, site=use, messages=sent, **options))
+        observer.backward(Passage(use.operation, *ends, use=use, messages=sent, **options))
     return result
 
 

@@ -111,19 +111,19 @@ class _Watch:
     def __init__(self, form: ModifiedForward, observer: Observer, use: LayerUse) -> None:
         self.beside: Tensor | None = None  # relevance that goes to the carrier
         self.terms = 0  # of the rule, whose relevance goes there
-        self._form, self._observer, self._site = form, observer, use
+        self._form, self._observer, self._use = form, observer, use
         self._upstream: Tensor | None = None
 
     def entering(self) -> Tensor:
         """Return a copy of the layer's input."""
-        self._x = self._site.x.detach().clone()  # the model may write over its own
-        copy: Tensor = Step.apply(self._hand_down, self._x, self._site.x)
+        self._x = self._use.x.detach().clone()  # the model may write over its own
+        copy: Tensor = Step.apply(self._hand_down, self._x, self._use.x)
         return copy
 
     def leaving(self, z: Tensor, output: Tensor) -> Tensor:
         """Return a copy of the layer's output."""
         self._z, self._output = z, output.detach().clone()
-        self._observer.forward(self._site.operation, self._x, z, self._output)
+        self._observer.forward(self._use.operation, self._x, z, self._output)
         copy: Tensor = Step.apply(self._take, self._output, output)
         return copy
 
@@ -140,7 +140,7 @@ class _Watch:
 
     def _hand_down(self, downstream: Tensor) -> tuple[Tensor]:
         assert self._upstream is not None
-        use, how = self._site, Division.REWRITTEN
+        use, how = self._use, Division.REWRITTEN
         sent = use.rule.messages(use.op, self._x, self._z, self._upstream, how)
         passage = Passage(
             use.operation,

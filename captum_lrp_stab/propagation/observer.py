@@ -31,7 +31,7 @@ class Passage:
     division: Division
     above: Callable[[Tensor, Tensor], Tensor]  # from output and upstream to relevance
     below: Callable[[Tensor, Tensor], Tensor]  # from an input and its downstream to relevance
-    site: LayerUse | None = None  # None for an operation without a rule that divides all the same
+    use: LayerUse | None = None  # None for an operation without a rule that divides all the same
     messages: Sequence[Sent] | None = None  # of the rule; None if it has a backward pass of its own
     pre_activation: Tensor | None = None  # None: the output
     stabilized: Tensor | None = None  # of an operation without a rule

@@ -27,7 +27,7 @@ from captum_lrp_stab.study import grid
 from captum_lrp_stab.study.files import PictureFile
 from captum_lrp_stab.study.records import PictureRecord, Run, Start
 from captum_lrp_stab.study.statistics import finite_part, place, statistics
-from captum_lrp_stab.task import Subject, run_each
+from captum_lrp_stab.task import Task, run_each
 from captum_lrp_stab.zoo import Classifier
 from captum_lrp_stab.zoo.prediction import Prepared, prepare
 
@@ -130,7 +130,7 @@ class Measurer:
         names = self.question.names
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            subjects = [
+            tasks = [
                 subject_of(ready.model, ready.x, ready.target, self.name_map, name, self.question)
                 for name in names
             ]
@@ -141,17 +141,17 @@ class Measurer:
                 # before.
                 said = [str(w.message) for w in caught if issubclass(w.category, LRPWarning)]
                 if self.question.detect_anomaly:
-                    said.append(f"anomaly detection: {_anomaly(subjects[index])}")
+                    said.append(f"anomaly detection: {_anomaly(tasks[index])}")
                 caught.clear()
                 said = list(dict.fromkeys(said))
-                runs.append(self._run(names[index], seen, ready, subjects[0].dtype, said))
+                runs.append(self._run(names[index], seen, ready, tasks[0].dtype, said))
                 if heatmaps is not None:
                     heatmaps.append(_relevance(seen).sum(0))
                 if index + 1 < len(names):
                     progress(names[index + 1])
 
             progress(names[0])
-            watch_each(subjects, note, self.operations)
+            watch_each(tasks, note, self.operations)
         return PictureRecord(
             name,
             sha256,
@@ -226,10 +226,10 @@ def make_measurer(question: Question) -> Measurer:
 
 def subject_of(
     model: torch.nn.Module, x: Tensor, target: int, rules: NameMap, name: str, question: Question
-) -> Subject:
+) -> Task:
     """Return the attribution of a picture under a stabilizer."""
     stabilizer = by_name.stabilizer_of(name)
-    return Subject(
+    return Task(
         model,
         (x,),
         target,
@@ -263,13 +263,13 @@ def _start(origin: Origin, dtype: torch.dtype) -> Start:
     )
 
 
-def _anomaly(subject: Subject) -> str:
+def _anomaly(task: Task) -> str:
     """Return what ``torch.autograd.detect_anomaly`` says of a run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.autograd.detect_anomaly():
             try:
-                run_each([subject])
+                run_each([task])
             except RuntimeError as error:
                 return str(error)
     return "nothing found"

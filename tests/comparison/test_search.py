@@ -14,7 +14,7 @@ from captum_lrp_stab import LRP, EpsilonRule, GammaRule, compare, presets, stabi
 from captum_lrp_stab.comparison import comparing, pair, search
 from captum_lrp_stab.comparison.agreement import agreement
 from captum_lrp_stab.comparison.known_differences import GAMMA_BIAS, SIGNED_STABILIZER
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 from captum_lrp_stab.tensors.blocks import spaced
 from tests.helpers.agreement import drawn
 from tests.helpers.networks import build, cnn
@@ -186,7 +186,7 @@ def test_a_copy_in_another_dtype_is_whole_and_apart(dtype) -> None:
         torch.manual_seed(0)
         model = Shared().eval()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    copied = Subject(model, (torch.ones(1, 4),)).copied(dtype).model
+    copied = Task(model, (torch.ones(1, 4),)).copied(dtype).model
     assert copied.second.weight is copied.first.weight is not model.first.weight
     assert type(copied.own) is Weight and isinstance(copied.first.bias, nn.Parameter)
     assert copied.first.weight.requires_grad and not copied.second.bias.requires_grad

@@ -13,7 +13,7 @@ from captum_lrp_stab import ZBoxRule, ZeroRule, diagnose, presets
 from captum_lrp_stab.diagnosis import advise, sweep
 from captum_lrp_stab.errors import InputError, LRPError, ModelError
 from captum_lrp_stab.propagation import forms
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,17 +126,17 @@ class Residual(nn.Module):
 def test_no_tensor_of_a_pass_is_left() -> None:
     """Cycles through the graph cannot be found by the garbage collector."""
     model, carried = Residual().eval(), [forms.form_of(form, 1e-6) for form in forms.NAMES]
-    subjects = [Subject(model, (X,), 0, None, presets.epsilon(), form=form) for form in carried]
+    tasks = [Task(model, (X,), 0, None, presets.epsilon(), form=form) for form in carried]
 
     def alive() -> int:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    for subject in subjects:
-        subject.propagate()
+    for task in tasks:
+        task.propagate()
     before = alive()
-    for subject in 5 * subjects:
-        subject.propagate()
+    for task in 5 * tasks:
+        task.propagate()
     assert alive() <= before
 
 

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from captum_lrp_stab import GammaRule, WSquareRule
 from captum_lrp_stab.diagnosis.receptive_field import Box, receptive_field
-from captum_lrp_stab.task import Subject
+from captum_lrp_stab.task import Task
 from tests.helpers.networks import Net, build, net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +26,7 @@ def picture(*shape: int) -> Tensor:
 def field(model, inputs, layer, index, use=0, extra=None, rules=None):
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     random = torch.get_rng_state()
-    boxes = receptive_field(Subject(model, inputs, None, extra, rules), layer, index, use)
+    boxes = receptive_field(Task(model, inputs, None, extra, rules), layer, index, use)
     assert torch.equal(torch.get_rng_state(), random)
     return boxes
 

@@ -13,7 +13,7 @@ from captum_lrp_stab.images.reading import default_picture
 from captum_lrp_stab.ledger.watching import Watched, watch, watch_each
 from captum_lrp_stab.propagation import forms
 from captum_lrp_stab.study.investigation import investigate
-from captum_lrp_stab.task import Subject, run_each
+from captum_lrp_stab.task import Task, run_each
 from tests.helpers.networks import Shortcut, build
 from tests.helpers.several import Several
 from tests.helpers.studies import classifier
@@ -40,17 +40,17 @@ def counting(model: nn.Module) -> list[int]:
     return passes
 
 
-def all_of(subjects: list[Subject]) -> list[Watched]:
+def all_of(tasks: list[Task]) -> list[Watched]:
     seen: list[Watched] = []
-    watch_each(subjects, seen.append)
+    watch_each(tasks, seen.append)
     return seen
 
 
-def assert_as_alone(subjects: list[Subject]) -> list[Watched]:
-    together = all_of(subjects)
-    assert len(together) == len(subjects)
-    for seen, subject in zip(together, subjects, strict=True):
-        alone = watch(subject)
+def assert_as_alone(tasks: list[Task]) -> list[Watched]:
+    together = all_of(tasks)
+    assert len(together) == len(tasks)
+    for seen, task in zip(together, tasks, strict=True):
+        alone = watch(task)
         for actual, expected in zip(seen.done.relevances, alone.done.relevances, strict=True):
             torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
         # as text: NaN is not equal to itself
@@ -59,8 +59,8 @@ def assert_as_alone(subjects: list[Subject]) -> list[Watched]:
     return together
 
 
-def under(model: nn.Module, x: Tensor, rules=None) -> list[Subject]:
-    one = Subject(model, (x,), 1, rules=rules)
+def under(model: nn.Module, x: Tensor, rules=None) -> list[Task]:
+    one = Task(model, (x,), 1, rules=rules)
     return [replace(one, stabilizer=stabilizer_of(name)) for name in NAMES]
 
 
@@ -91,7 +91,7 @@ def test_what_is_not_finite_is_as_alone() -> None:
 def test_rules_that_differ_are_told_by_their_names() -> None:
     model = build(Several)
     passes = counting(model)
-    one = Subject(model, (X,), 1)
+    one = Task(model, (X,), 1)
     layers = ["first", "last"]
     rules = [[(layers, EpsilonRule, {"epsilon": 0.5})], [(layers, ZeroRule, {})]]
     seen = all_of([replace(one, rules=name_map) for name_map in rules])
@@ -140,10 +140,10 @@ def test_progress_is_told_before_each() -> None:
 @pytest.mark.parametrize("form", forms.NAMES)
 def test_runs_come_in_order(form) -> None:
     model = build(Several)
-    subjects = [
+    tasks = [
         replace(s, form=forms.form_of(form, s.stabilizer))
         for s in under(model, X, presets.epsilon()(model, X))
     ]
     calls: list[Tensor] = []
-    done = run_each(subjects, after=lambda p: calls.append(p.relevances[0]))
+    done = run_each(tasks, after=lambda p: calls.append(p.relevances[0]))
     assert [p.relevances[0] is c for p, c in zip(done, calls, strict=True)] == [True] * len(NAMES)
