@@ -25,7 +25,7 @@ from benchmarks.correctness import (
     Checker,
 )
 from benchmarks.memory import Memory
-from benchmarks.models import Task
+from benchmarks.models import Subject
 from benchmarks.records import Results
 from benchmarks.settings import Settings
 from benchmarks.targets import MET, MISSED, NOT_MEASURED
@@ -58,9 +58,9 @@ def residual_model() -> nn.Module:
     return Residual()
 
 
-def task(make: Callable[[], nn.Module] = tiny_model) -> Task:
+def subject(make: Callable[[], nn.Module] = tiny_model) -> Subject:
     bound = torch.ones(1, 3, 1, 1)
-    return Task("tiny", "random", make().eval(), -bound, 2 * bound, 16, 0)
+    return Subject("tiny", "random", make().eval(), -bound, 2 * bound, 16, 0)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], nn.Module
     """Let the benchmark load a tiny model."""
 
     def plant(make: Callable[[], nn.Module]) -> None:
-        monkeypatch.setattr(models, "load", lambda name, settings: task(make))
+        monkeypatch.setattr(models, "load", lambda name, settings: subject(make))
 
     plant(tiny_model)
     return plant
@@ -159,7 +159,7 @@ class Refusing(Explainer):
 
 
 class Missing(Ours):
-    def __init__(self, task: Task, rules: str = "") -> None:
+    def __init__(self, subject: Subject, rules: str = "") -> None:
         raise NotInstalledError("it is not installed; pip install it")
 
 
@@ -219,7 +219,9 @@ def test_a_functional_addition_shows_who_is_wrong(
 
 
 def test_contenders_agree_where_they_should() -> None:
-    whole = task(lambda: nn.Sequential(*list(tiny_model())[:3], nn.Conv2d(4, 3, 7), nn.Flatten()))
+    whole = subject(
+        lambda: nn.Sequential(*list(tiny_model())[:3], nn.Conv2d(4, 3, 7), nn.Flatten())
+    )
     checker = Checker(whole, "float32")
     for method in select(("ours", "zennit")):
         explainer = method.build(whole.copied())
@@ -232,7 +234,7 @@ def test_contenders_agree_where_they_should() -> None:
 
 
 def test_stock_captum_gets_its_rules_anew_and_leaves_none() -> None:
-    whole = task()
+    whole = subject()
     method = next(m for m in select() if m.name == "captum:gamma")
     explainer = method.build(whole)
     for _ in range(2):
@@ -338,7 +340,7 @@ def test_any_preset_can_be_measured() -> None:
 
 
 def test_inputs_lie_in_the_box_and_do_not_depend_on_the_batch() -> None:
-    whole = task()
+    whole = subject()
     x = whole.inputs(3)
     assert x.min() >= -1
     assert x.max() <= 2

@@ -81,7 +81,7 @@ def document(**changes):
         caption="From the output to the input.",
     )
     sections = (
-        Section("Task", (Facts((("model", "vgg16"), ("picture", "castle.jpg"))),)),
+        Section("Subject", (Facts((("model", "vgg16"), ("picture", "castle.jpg"))),)),
         Section("Heatmaps", (Picture(figure(), "heatmaps", "One line.", "Red is for it."),)),
         Section("Layers", (Paragraph("Some text."), table, Notes(("first", "second")))),
         Section("Rules", (Code('name_map = [\n    (["fc"], EpsilonRule()),\n]'),)),
@@ -114,7 +114,7 @@ def test_the_page_says_everything():
     assert page.all("html")[0]["lang"] == "en"
     assert page.texts("title") == page.texts("h1") == ["Comparison"]
     assert [e["content"] for e in page.all("meta") if e.get("name") == "viewport"]
-    assert page.texts("h2") == ["Contents", "Task", "Heatmaps", "Layers", "Rules"]
+    assert page.texts("h2") == ["Contents", "Subject", "Heatmaps", "Layers", "Rules"]
     assert page.texts("dt") == ["model", "picture"]
     assert page.texts("dd") == ["vgg16", "castle.jpg"]
     assert "Some text." in page.texts("p")
@@ -239,7 +239,7 @@ def test_markdown_says_everything():
     assert to_markdown(document()) == (
         "# Comparison\n\n"
         "> **✗ Problem.** One layer differs.\n\n"
-        "## Task\n\n- **model**: vgg16\n- **picture**: castle.jpg\n\n"
+        "## Subject\n\n- **model**: vgg16\n- **picture**: castle.jpg\n\n"
         "## Heatmaps\n\n![One line.](heatmaps.png)\n\nRed is for it.\n\n"
         "## Layers\n\nSome text.\n\nFrom the output to the input.\n\n"
         "| layer | rel. L2 | cosine |\n| :--- | ---: | ---: |\n"
