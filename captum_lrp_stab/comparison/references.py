@@ -1,6 +1,7 @@
 """What a result can be compared with, by name or as an object.
 
-A new reference is a subclass of ``Reference`` and an entry in ``NAMES``.
+A new reference is a subclass of ``Reference`` and an entry in ``NAMES``; its name stands in
+``names.REFERENCES`` too, for the command line.
 """
 
 import sys

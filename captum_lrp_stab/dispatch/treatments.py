@@ -3,7 +3,8 @@
 A treatment is a function of the pass, the record of an operation and its call; it returns the
 result of the call, connected to its inputs so that the backward pass carries relevance. To give an
 operation another treatment, put its name into the table of ``operations.table``; a treatment of a
-new kind is a function in one of the modules imported here, and a row of ``_BY_TRAIT`` below.
+new kind is a function in one of the modules imported here, and a row of ``_BY_FUNCTION``,
+``_BY_NAME`` or ``_BY_TRAIT`` below.
 """
 
 from __future__ import annotations

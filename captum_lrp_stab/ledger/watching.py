@@ -19,24 +19,14 @@ from captum_lrp_stab.ledger.measuring import (
     total_of,
 )
 from captum_lrp_stab.ledger.records import Flow, Input, LayerRecord, Ledger, Neuron, ledger_of
+from captum_lrp_stab.operations import table
 from captum_lrp_stab.propagation.attribution import Propagation
 from captum_lrp_stab.propagation.observer import Observer, Passage, wide
 from captum_lrp_stab.propagation.probes import Probe
 from captum_lrp_stab.task import Task, run_each
 from captum_lrp_stab.tensors.complex_values import number_at
 
-_CONSERVING = frozenset(
-    """
-    celu elu gelu hardshrink hardswish hardtanh leaky_relu leakyrelu mish prelu relu relu6 rrelu
-    selu silu softshrink softsign tanh tanhshrink threshold
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d adaptivemaxpool1d adaptivemaxpool2d
-    adaptivemaxpool3d clone constantpad1d constantpad2d constantpad3d contiguous dropout dropout1d
-    dropout2d dropout3d flatten identity max_pool1d max_pool2d max_pool3d maxpool1d maxpool2d
-    maxpool3d moveaxis movedim pad permute ravel reflectionpad1d reflectionpad2d reflectionpad3d
-    replicationpad1d replicationpad2d replicationpad3d reshape squeeze swapaxes transpose unflatten
-    unsqueeze view zeropad1d zeropad2d zeropad3d
-    """.split()
-)
+_CONSERVING = table.names_of("keeps_all")
 """Operations that redistribute all they receive, value by value, and cannot overflow."""
 
 
@@ -164,7 +154,7 @@ def probes_of(operations: Iterable[Operation]) -> list[FlowProbe]:
         if o.rule is None
         and o.reached
         and not (o.is_merged or o.is_absorbed or o.name in merged)
-        and not (o.treatment.changes_nothing and o.kind.lower() in _CONSERVING)
+        and not (o.treatment.changes_nothing and o.function in _CONSERVING)
     )
     return [FlowProbe(name, at_input) for name in names for at_input in (False, True)]
 

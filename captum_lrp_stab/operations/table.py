@@ -44,6 +44,7 @@ class Kind:
 
     fact: bool = False  # it returns a property of a tensor that is none of its values
     random: bool = False  # its result is drawn
+    keeps_all: bool = False  # all values, or all relevance, and none can overflow
     conjugates: bool = False  # it conjugates complex numbers
     adds: bool = False
     scales: bool = False  # it multiplies, divides or negates each value for itself
@@ -76,16 +77,17 @@ class Kind:
 
 _TABLE = """
 moves: T alias as_strided_scatter atleast_1d atleast_2d atleast_3d bfloat16 block_diag
-  broadcast_tensors broadcast_to cartesian_prod cdouble cfloat chalf channel_shuffle chunk clone
-  combinations contiguous cpu cuda diag diag_embed diagflat diagonal diagonal_scatter double
-  dsplit expand fft_fftshift fft_ifftshift flatten flip fliplr flipud float half hsplit index_copy
-  ipu mT masked_scatter meshgrid moveaxis movedim mtia narrow native_channel_shuffle pad permute
-  pin_memory pixel_shuffle pixel_unshuffle positive ravel repeat reshape resolve_conj resolve_neg
-  roll rot90 select select_scatter slice slice_scatter split split_with_sizes squeeze swapaxes
-  swapdims t tensor_split tile transpose tril triu type unbind unflatten unfold unsafe_chunk
-  unsafe_split unsafe_split_with_sizes unsafe_view unsqueeze view vsplit xpu zero
-moves leaves_alone: alpha_dropout as_strided detach dropout dropout1d dropout2d dropout3d
-  feature_alpha_dropout feature_dropout
+  broadcast_tensors broadcast_to cartesian_prod cdouble cfloat chalf channel_shuffle chunk
+  combinations cpu cuda diag diag_embed diagflat diagonal diagonal_scatter double dsplit expand
+  fft_fftshift fft_ifftshift flip fliplr flipud float half hsplit index_copy ipu mT masked_scatter
+  meshgrid mtia narrow native_channel_shuffle pin_memory pixel_shuffle pixel_unshuffle positive
+  repeat resolve_conj resolve_neg roll rot90 select select_scatter slice slice_scatter split
+  split_with_sizes swapdims t tensor_split tile tril triu type unbind unfold unsafe_chunk
+  unsafe_split unsafe_split_with_sizes unsafe_view vsplit xpu zero
+moves keeps_all: clone contiguous flatten moveaxis movedim pad permute ravel reshape squeeze
+  swapaxes transpose unflatten unsqueeze view
+moves leaves_alone: alpha_dropout as_strided detach feature_alpha_dropout feature_dropout
+moves leaves_alone keeps_all: dropout dropout1d dropout2d dropout3d
 moves leaves_alone fact: requires_grad
 moves conjugates: H adjoint mH
 moves shaped_by_another: expand_as reshape_as to type_as view_as
@@ -97,10 +99,11 @@ moves indexed: gather getitem index index_select masked_select max_unpool1d max_
   max_unpool3d pack_padded_sequence repeat_interleave take take_along_dim
 moves joins: cat column_stack concat concatenate dstack hstack row_stack stack vstack
 
-selects: adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin aminmax cummax
-  cummin fmax fmin fractional_max_pool2d fractional_max_pool3d kthvalue max max_pool1d max_pool2d
-  max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices maximum
+selects: amax amin aminmax cummax cummin fmax fmin fractional_max_pool2d fractional_max_pool3d
+  kthvalue max max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices maximum
   median min minimum mode msort nanmedian sort topk
+selects keeps_all: adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d
+  max_pool2d max_pool3d
 
 mixes: affine_grid_generator conj conj_physical deg2rad diff fft_fft fft_fft2 fft_fftn fft_hfft
   fft_hfft2 fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft
@@ -140,15 +143,18 @@ shifts_and_scales: addcdiv lerp
 
 activation: sin tan
 activation nonnegative: sqrt square
-activation keeps_sign: arcsin arcsinh arctanh asin asinh atanh celu elu erfinv expm1 gelu
-  hardshrink hardswish log1p mish relu6 selu silu sinh softshrink tanhshrink
-activation keeps_sign saturates: arctan atan erf softsign tanh
-clamps keeps_sign: clamp clamp_max clamp_min clip hardtanh
-chooses: threshold
+activation keeps_sign: arcsin arcsinh arctanh asin asinh atanh erfinv expm1 log1p sinh
+activation keeps_sign keeps_all: celu elu gelu hardshrink hardswish mish relu6 selu silu
+  softshrink tanhshrink
+activation keeps_sign saturates: arctan atan erf
+activation keeps_sign saturates keeps_all: softsign tanh
+clamps keeps_sign: clamp clamp_max clamp_min clip
+clamps keeps_sign keeps_all: hardtanh
+chooses keeps_all: threshold
 power: float_power pow
-rectifies: leaky_relu rrelu
-rectifies of_layers: prelu
-rectifies nonnegative: relu
+rectifies keeps_all: leaky_relu rrelu
+rectifies of_layers keeps_all: prelu
+rectifies nonnegative keeps_all: relu
 gate: erfc ndtr reciprocal rsqrt sgn sign
 gate nonnegative is_head: expit hardsigmoid sigmoid
 softmax nonnegative is_head: softmax softmin
