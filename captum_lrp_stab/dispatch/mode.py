@@ -143,7 +143,7 @@ class Interception(TorchFunctionMode, Form):
         own, call = call, self.on_arguments(operation, call)
         if call is not own:
             call.data = tuple(filter(self.depends_on_input, call.tensors))
-        call.gates = known = Gates(call.data)
+        call.gates = known = Gates(call)
         inputs = first_layers.among(call.data)  # before it runs, as well
         follow = self.following(call) if inputs else None
         treat = treatments.of(call.func, served) or without_rule.unknown

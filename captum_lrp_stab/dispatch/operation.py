@@ -90,8 +90,8 @@ class Operation:
     def note(self, outputs: Sequence[Tensor], inputs: Iterable[Tensor]) -> None:
         """Remember the shape and the graph's nodes of what came out."""
         self.shape = tuple(outputs[0].shape)
-        views = [id(t) for t in outputs if t._is_view()]
-        if not views or not any(id(t) in views for t in inputs):
+        views = {id(t) for t in outputs if t._is_view()}
+        if views.isdisjoint(map(id, inputs)):
             self.nodes = tuple([t.grad_fn for t in outputs])
         # else a view was written to, which rewrites the graph: count it as reached
 

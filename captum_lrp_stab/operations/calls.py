@@ -70,7 +70,10 @@ class TorchCall:
 
     def is_data(self, value: object) -> bool:
         """Return whether an argument depends on the model's input."""
-        return any(t is value for t in self.data)
+        for t in self.data:  # quicker than any() of so few
+            if t is value:
+                return True
+        return False
 
     def any_is_data(self, values: Iterable[object]) -> bool:
         """Return whether one of several arguments depends on the model's input."""

@@ -67,16 +67,19 @@ def marked(out: Any, gate: Known | None) -> Any:
 class Gates:
     """What is known of the tensors that an operation reads and that depend on the model's input.
 
-    An operation may write over what it reads, and then a mark no longer counts. So what is known
-    is gathered before the operation runs.
+    An operation may write over what it reads, and then a mark says nothing any more. So what is
+    known is gathered before it runs.
 
     Args:
-        data: These tensors.
+        call: The call of the operation.
     """
 
-    def __init__(self, data: Iterable[Tensor]) -> None:
-        self._known = {id(t): of(t) for t in data}
-        self._bases = [(t, t._base, of(t._base)) for t in data if t._base is not None]
+    def __init__(self, call: TorchCall) -> None:
+        self._known = {id(t): known for t in call.data if (known := of(t)) is not None}
+        self._bases: list[tuple[Tensor, Tensor, Known | None]] = []
+        if call.writes:
+            views = [(t, t._base) for t in call.data]
+            self._bases = [(t, base, of(base)) for t, base in views if base is not None]
 
     def of(self, t: object) -> Known | None:
         """Return what is known of a tensor, None for a signal."""
@@ -90,7 +93,7 @@ class Gates:
     def inherited(self, call: TorchCall) -> Known | None:
         """Return what is known of the result of a linear operation."""
         kind = call.kind
-        if not any(self._known.values()) or kind.name not in PRESERVING:
+        if not self._known or kind.name not in PRESERVING:
             return None
         given = call.args[:1] if kind.shaped_by_another else call.args
         live = [t for t in tensors_in(given, call.kwargs) if call.is_data(t)]
