@@ -35,10 +35,6 @@ class Box:
     start: tuple[int, ...]
     stop: tuple[int, ...]  # exclusive
 
-    def is_whole(self, shape: Sequence[int]) -> bool:
-        """Return whether the box is all of an input of this shape, without the batch dimension."""
-        return not any(self.start) and self.stop == tuple(shape)
-
     def describe(self, shape: Sequence[int] | None = None) -> str:
         """Return the box in words, with inclusive ends.
 

@@ -166,9 +166,9 @@ def batch_norm_by_data(
     running_var: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
+    *,
     eps: float = 1e-5,
+    **ignored: Any,
 ) -> Tensor:
     """Return the same in single operations, where scale or shift depend on the input."""
     scale = torch.rsqrt(running_var + eps)

@@ -145,7 +145,7 @@ def test_resnet18_has_the_field_that_arithmetic_gives() -> None:
         expected = Box((0, rows[0], columns[0]), (3, rows[1], columns[1]))
         for layer in ("conv2", "bn2", "add_0"):  # an operation too, that is no module
             assert field(model, x, f"layer1.0.{layer}", (0, 9, i, j)) == (expected,)
-    assert field(model, x, "layer4.1.conv1", (0, 0, 1, 1))[0].is_whole((3, 64, 64))
+    assert field(model, x, "layer4.1.conv1", (0, 0, 1, 1))[0] == Box((0, 0, 0), (3, 64, 64))
 
 
 class Block(nn.Module):
@@ -167,7 +167,7 @@ class Block(nn.Module):
 def test_attention(layer) -> None:
     model, x, index = build(Block), 0.1 * picture(4, 6), (0, 2, 1)
     (box,) = field(model, x, layer, index)
-    assert box.is_whole((4, 6)) == (layer == "mlp")
+    assert (box == Box((0, 0), (4, 6))) == (layer == "mlp")
     assert (box,) == perturbed(model, x, layer, index)
 
 
@@ -216,7 +216,7 @@ def test_a_gate_does_not_count() -> None:
     modules = {"c": nn.Conv2d(2, 4, 3), "fc": nn.Conv2d(4, 4, 1), "last": nn.Conv2d(4, 2, 2)}
     model, x = net(squeeze_excite, **modules), 0.1 * picture(2, 6, 7)
     assert field(model, x, "last", (0, 1, 1, 1)) == (Box((0, 1, 1), (2, 5, 5)),)
-    assert perturbed(model, x, "last", (0, 1, 1, 1))[0].is_whole((2, 6, 7))
+    assert perturbed(model, x, "last", (0, 1, 1, 1))[0] == Box((0, 0, 0), (2, 6, 7))
 
 
 def test_the_rules_do_not_matter() -> None:
@@ -325,4 +325,3 @@ def test_boxes_in_words() -> None:
     assert Box((3,), (5,)).describe() == "features 3 to 4"
     assert Box((3, 0), (4, 5)).describe() == "dimension 1: 3, dimension 2: 0 to 4"
     assert Box((), ()).describe() == "the only value"
-    assert Box((0, 0), (2, 3)).is_whole((2, 3)) and not Box((0, 1), (2, 3)).is_whole((2, 3))
