@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,6 @@ from captum_lrp_stab.dispatch.operation import Operation
 from captum_lrp_stab.rules.affine import Affine, Convolution, Dense, Scale
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.tensors import marks
-
-if TYPE_CHECKING:
-    from captum_lrp_stab.fast.factor_cache import Memo
-    from captum_lrp_stab.fast.parameter_cache import Derived
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -39,8 +34,6 @@ class LayerUse:
     scale: Scale | None = None  # a batch norm that is one layer with it
     nonnegative: bool = False  # whether x is known to have no negative element
     turn: Turn = field(default_factory=Turn)
-    store: Derived | None = None  # the cache of what is computed from parameters
-    memo: Memo | None = None  # where several backward passes follow
     z: Tensor | None = None  # an alias of the output's memory
     version: int = 0  # of z, as long as it is the pre-activation where it matters
     rectified: bool = False  # z is the ReLU of the output

@@ -295,13 +295,13 @@ def _form(one: Pass, again: _Again | None) -> GradientForm:
 
 def _followed(mode: GradientForm, one: Pass) -> Any:
     """Return the output of the model, run with the mode active."""
-    extra = _format_additional_forward_args(one.additional_forward_args) or ()
-    extra = nested.mapped(nested.without_graph, tuple(extra))
     for probe in one.probes:
         probe.restart()
     if one.observer is not None:
         one.observer.restart()
     stand_ins = mode.prepare(as_tuple(one.inputs), one.probes, one.observer)
+    extra = _format_additional_forward_args(one.additional_forward_args) or ()
+    extra = nested.mapped(nested.without_graph, tuple(extra))
     try:
         watch = mode.naming.watch(mode.on_input, mode.on_output)
         with mode.eager, watch:

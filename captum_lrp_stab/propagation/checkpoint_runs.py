@@ -263,7 +263,7 @@ def _keep_order(t: Tensor, new: Tensor) -> None:
     order = order_of(t)
     if order is not None:
         use, version = order
-        alone = replace(use, x=use.x.detach(), z=None, memo=None)  # without the graph
+        alone = replace(use, x=use.x.detach(), z=None)  # without the graph
         marks.put(new, "order", (alone, version))
 
 

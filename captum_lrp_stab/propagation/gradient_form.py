@@ -98,6 +98,7 @@ class GradientForm(Interception):
         self._scale = 1.0  # of what the backward pass carries
         self._is_last = False  # the model may run a backward pass of its own before
         self._buffer: Buffer | None = None
+        self._memos: dict[LayerUse, Memo] = {}  # where several backward passes follow
         self._constants: list[Tensor] = []  # which count as data, because a probe is there
         # layers whose rule is not proportional to their input
         self.direct_uses: list[LayerUse] = []
@@ -173,6 +174,7 @@ class GradientForm(Interception):
         self.leaves = self.carriers = ()
         self._constants.clear()
         self._probes = ()
+        self._memos.clear()
 
     def _are_finite(self, gradients: tuple[Tensor | None, ...]) -> bool:
         noted = (R for probe in self._probes for R in probe.relevances)
@@ -229,8 +231,16 @@ class GradientForm(Interception):
         known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
         place = use.name, use.operation.batch_norm
         self._buffer = self._buffer or Buffer()
-        tools = coefficients.Tools(self._buffer, use.memo, use.store, place)
+        tools = coefficients.Tools(self._buffer, self._memo_of(use), self.store, place)
         return coefficients.coefficient(use.rule, op, x, z, c, known, tools, use.activation)
+
+    def _memo_of(self, use: LayerUse) -> Memo | None:
+        """Return what the layer has kept of earlier backward passes, None if there is only one."""
+        if not self.has_several:
+            return None
+        if use not in self._memos:
+            self._memos[use] = Memo(use.rules, self.turn)
+        return self._memos[use]
 
     def _unscaled(self, value: Tensor, relevance: Tensor) -> Tensor:
         return relevance / self._scale
@@ -272,14 +282,6 @@ class GradientForm(Interception):
     def following(self, call: TorchCall) -> Follow | None:
         """Return the function that gives an operation's result its carrier."""
         return self._beside.following(call)
-
-    def layer_use(self, *described: Any, **options: Any) -> LayerUse:
-        """Return the use of a layer under its rule, with what it may keep for other passes."""
-        use = super().layer_use(*described, **options)
-        use.store = self.store
-        if self.has_several and self.optimize:
-            use.memo = Memo(use.rules, self.turn)
-        return use
 
     def carrier_of(self, use: LayerUse) -> Tensor | None:
         """Return the carrier of the input that ``use`` reads, None if it reads none."""
