@@ -3,6 +3,7 @@
 A rule holds parameters and a formula: :class:`Rule` is what to derive one of your own from.
 """
 
+from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.base import Rule
 from captum_lrp_stab.rules.input_layer import FlatRule, WSquareRule, ZBoxRule
 from captum_lrp_stab.rules.kernel import Group, Part, Term
@@ -16,6 +17,7 @@ from captum_lrp_stab.rules.standard import (
 )
 
 __all__ = [
+    "Affine",
     "AlphaBetaRule",
     "EpsilonRule",
     "FlatRule",
