@@ -30,6 +30,7 @@ from captum_lrp_stab.propagation.autograd_nodes import FactorStep, RuleStep
 from captum_lrp_stab.propagation.carriers import Carriers
 from captum_lrp_stab.propagation.observer import Observer, Passage, as_it_is
 from captum_lrp_stab.propagation.probes import CarrierProbeStep, Probe, Probes
+from captum_lrp_stab.rules.affine import Affine
 from captum_lrp_stab.rules.kernel import Division
 from captum_lrp_stab.tensors.blocks import Buffer
 from captum_lrp_stab.tensors.complex_values import as_real, like, total
@@ -53,6 +54,7 @@ def divided(R: Tensor, x: Tensor) -> Tensor:
 def propagated(
     observer: Observer | None,
     use: LayerUse,
+    op: Affine,
     x: Tensor,
     z: Tensor,
     carried: Tensor,
@@ -64,13 +66,14 @@ def propagated(
     Args:
         observer: Called with the passage.
         use: The layer.
+        op: Its map.
         x: Its input.
         z: Its output.
         carried: What the backward pass carries for ``z``.
         division: How the rule divides.
         **options: Further fields of :class:`Passage`; relevance is carried as it is without them.
     """
-    result, sent = use.rule.propagated(use.op, x, z, carried, division)
+    result, sent = use.rule.propagated(op, x, z, carried, division)
     if observer is not None:
         options = {"above": as_it_is, "below": as_it_is} | options
         ends = (x,), z, carried, (result,), division
@@ -209,25 +212,25 @@ class GradientForm(Interception):
 
     def propagated(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor:
         """Return the coefficient of a layer's input, or its relevance, given that of its output."""
-        result = self._in_few_steps(use, x, c) if self.optimize and self.observer is None else None
+        in_few_steps = self.optimize and self.observer is None
+        unmerged = in_few_steps and coefficients.has_own_weights(use.rule) and use.is_wide(c)
+        op = use.affine if unmerged else use.op
+        c = use.through_batch_norm(c) if unmerged else c
+        z, rectified = use.pre_activation(op, x, c)
+        result = self._in_few_steps(use, op, x, z, c, rectified) if in_few_steps else None
         if result is None:
-            z, _ = use.pre_activation(use.op, x, c)
-            if use.activation is not None:  # c is that of the activation; where z is 0 so is c
+            if use.activation is not None:  # c is still its coefficient; where z is 0 so is c
                 c = activations.scaled(c, z, use.activation, 0.0)
             below = self.relevance_of if use.rule.proportional else self._unscaled
             ends: Any = {"above": self.relevance_of, "below": below, "scale": self._scale}
-            how = Division.COEFFICIENT
-            result = propagated(self.observer, use, x, z, c, how, **ends)
+            result = propagated(self.observer, use, op, x, z, c, Division.COEFFICIENT, **ends)
         use.release(self.retains)
         return result
 
-    def _in_few_steps(self, use: LayerUse, x: Tensor, c: Tensor) -> Tensor | None:
+    def _in_few_steps(
+        self, use: LayerUse, op: Affine, x: Tensor, z: Tensor, c: Tensor, rectified: bool
+    ) -> Tensor | None:
         """Return the same up to rounding, None where only the rule's formula gives it."""
-        if coefficients.has_own_weights(use.rule) and use.is_wide(c):
-            op, c = use.affine, use.through_batch_norm(c)
-        else:
-            op = use.op
-        z, rectified = use.pre_activation(op, x, c)
         known = coefficients.Known(use.nonnegative, rectified or use.is_cut, rectified)
         place = use.name, use.operation.batch_norm
         self._buffer = self._buffer or Buffer()

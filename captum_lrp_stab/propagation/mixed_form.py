@@ -194,7 +194,7 @@ class MixedForm(GradientForm):
         x = use.x.detach()
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            return (propagated(self.observer, use, x, z, R, Division.PROTECTED),)
+            return (propagated(self.observer, use, use.op, x, z, R, Division.PROTECTED),)
 
         if self.observer is not None:
             self.observer.forward(use.operation, x, z, z)

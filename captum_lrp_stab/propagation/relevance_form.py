@@ -80,7 +80,7 @@ class RelevanceForm(GradientForm):
         use.keep(z)
 
         def backward(R: Tensor) -> tuple[Tensor]:
-            return (propagated(self.observer, use, x, z, R, Division.BARE),)
+            return (propagated(self.observer, use, use.op, x, z, R, Division.BARE),)
 
         if self.observer is not None:
             self.observer.forward(use.operation, x, z, z)
