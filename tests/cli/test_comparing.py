@@ -1,9 +1,6 @@
 """The command ``captum-lrp-stab compare``: its table, files and exit statuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.commands import TINY, command, failed
+from tests.helpers.commands import TINY, command, failed, in_a_process
 from tests.helpers.zennit_version import LEAVES_EPS
 
 SMALL = (*TINY, "--rules", "epsilon_plus")
@@ -30,19 +27,9 @@ def compared(out: Path, *arguments: str | Path) -> tuple[Any, dict[str, Any]]:
 @pytest.mark.slow
 def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """A real network on a real picture against zennit, offline."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "captum_lrp_stab.cli", "compare"],
-        cwd=tmp_path,
-        env=environment | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b[" not in done.stdout  # no colours: this is no terminal
-    assert max(map(len, done.stdout.splitlines()[3:-12])) <= 80
-    assert "espresso" in done.stdout
+    shown = in_a_process(tmp_path, "compare")
+    assert max(map(len, shown.splitlines()[3:-12])) <= 80
+    assert "espresso" in shown
     folder = tmp_path / "lrp-comparison"
     assert {p.name for p in folder.iterdir()} == {"comparison.json", "comparison.png"}
     content = json.loads((folder / "comparison.json").read_text())

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from PIL import Image
 from torchvision.models import squeezenet1_1
 
 from captum_lrp_stab import __version__, zoo
-from tests.helpers.commands import TINY, command, failed
+from tests.helpers.commands import TINY, command, failed, in_a_process
 from tests.helpers.repository import DATA
 from tests.helpers.study_folders import noise
 
@@ -34,19 +32,9 @@ def content(out: Path) -> Any:
 
 def test_without_arguments_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The study offline, from beginning to end."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "captum_lrp_stab.cli", "investigate"],
-        cwd=tmp_path,
-        env=environment | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b[" not in done.stdout  # no colours: this is no terminal
-    assert "espresso" in done.stdout
-    assert "quadratic-mean:0.1" in done.stdout
+    shown = in_a_process(tmp_path, "investigate")
+    assert "espresso" in shown
+    assert "quadratic-mean:0.1" in shown
     folder = tmp_path / "lrp-investigation"
     assert {p.name for p in folder.iterdir()} == {
         *("report.html", "report.json", "report.md", "heatmaps.png", "amplification.png")

@@ -1,4 +1,4 @@
-"""What ``compare`` makes of rounding, of NaN and of faults beside them."""
+"""Verdicts of ``compare`` on rounding, NaN and faults beside them."""
 
 import json
 import math
@@ -140,7 +140,7 @@ def test_one_value_of_a_function_that_is_not_finite(value: float) -> None:
 
 
 class Infinite:
-    """What the layer hands down is not finite, in gradient form only."""
+    """What the layer propagates is not finite, in gradient form only."""
 
     def coefficient(self, op, x, z, c):
         return super().coefficient(op, x, z, c) / 0

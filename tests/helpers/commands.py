@@ -1,5 +1,8 @@
 """Running a command, and the one line that an error may end it with."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +28,19 @@ def failed(result: Any, *parts: str) -> None:
     assert result.stderr.count("\n") == 1
     for part in parts:
         assert part in result.stderr
+
+
+def in_a_process(folder: Path, *arguments: str) -> str:
+    """What a command prints that runs in a folder, in a process of its own, and succeeds."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "COLUMNS")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "captum_lrp_stab.cli", *arguments],
+        cwd=folder,
+        env=environment | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b[" not in done.stdout  # no colours: this is no terminal
+    return done.stdout

@@ -240,7 +240,7 @@ class NegatedWeights(Changed):
 
 
 class InRelevanceForm:
-    """What the layer hands down has the wrong sign, in relevance form only."""
+    """What the layer propagates has the wrong sign, in relevance form only."""
 
     def relevance(self, op, x, z, R, protected=False):
         return -super().relevance(op, x, z, R, protected)
@@ -254,7 +254,7 @@ class InGradientForm:
 
 
 class NegatedRelevance(InRelevanceForm, InGradientForm):
-    """What the layer hands down has the wrong sign, in either form."""
+    """What the layer propagates has the wrong sign, in either form."""
 
 
 def scaled_by(by: float) -> type:

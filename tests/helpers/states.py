@@ -106,3 +106,10 @@ def unchanged(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
 
 
 FAILURES = ["forward", "groups", "stabilizer", "backward"]
+
+
+def bad_layer(model: Model) -> None:
+    """Make one output of a layer exactly 0, so that there is an origin to follow up."""
+    with torch.no_grad():
+        model.hidden.weight[1] = 0
+        model.hidden.bias[1] = 0

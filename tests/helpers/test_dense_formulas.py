@@ -265,9 +265,9 @@ def test_average_pool_and_batch_norm_by_hand() -> None:
 def test_vanishing_denominators() -> None:
     cancelling = layer_of([[1, 1], [1, 0]])
     x = vector(1, -1)  # z = (0, 1)
-    # Nothing to hand down: no pole.
+    # Nothing to propagate: no pole.
     close(reference.zero(cancelling, x, vector(0, 3), identity), 3, 0)
-    # Something to hand down: the pole is real and shows.
+    # Something to propagate: the pole is real and shows.
     poles = reference.zero(cancelling, x, vector(2, 0), identity)
     assert poles.tolist() == [math.inf, -math.inf]
     # No contribution at all: 0/0 is 0.
