@@ -87,7 +87,7 @@ def test_a_layer_used_with_two_shapes_has_no_single_relevance() -> None:
 
 @pytest.mark.parametrize("rule", [(ZBoxRule, {"low": -5.0, "high": 5.0}), (FlatRule, {})], ids=str)
 def test_input_of_a_layer_whose_rule_is_not_proportional(rule) -> None:
-    """What the first layer hands down is the model's relevance."""
+    """What the first layer propagates is the model's relevance."""
     model = build(cnn)
     rules = [(["0"], *rule)]
     expected = LRP(model, rules).attribute(IMAGES, target=1)

@@ -1,4 +1,4 @@
-"""What the benchmark makes of figures: multiples of the gradient, and whether targets are met."""
+"""Figures of the benchmark: multiples of the gradient, and whether targets are met."""
 
 from collections.abc import Callable
 from dataclasses import replace

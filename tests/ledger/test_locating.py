@@ -168,7 +168,7 @@ def test_near_zero(above, form) -> None:
 
 
 def test_the_threshold_is_the_one_asked_for() -> None:
-    model = nn.Sequential(linear([1.0, -0.5])).eval()  # hands down 1.5 for 0.5
+    model = nn.Sequential(linear([1.0, -0.5])).eval()  # propagates 1.5 for 0.5
     for threshold, verdict in ((2.9, "unstable"), (3.1, "stable")):
         found = diagnose(model, ONES, 0, zero("0"), threshold=threshold)
         assert found.verdict == verdict and found.threshold == threshold

@@ -81,7 +81,7 @@ class LxtCp(Lxt):
 
 
 class WrongSoftmax(Lxt):
-    """The softmax hands relevance down as if it were a gradient."""
+    """The softmax propagates relevance as if it were a gradient."""
 
     softmax = partial(torch.softmax, dim=-1)
 

@@ -116,7 +116,7 @@ def test_every_size_becomes_the_square(size: tuple[int, int]) -> None:
 
 
 def test_googlenet_is_normalised_outside_the_model() -> None:
-    """What torchvision's forward makes of the usual normalisation, it gets as it is."""
+    """The usual normalisation is given as it is to a network whose forward changes it."""
     usual = torchvision.models.get_model_weights("googlenet")["DEFAULT"].transforms()
     ours = zoo._preprocessing("googlenet")
     network = zoo._torchvision("googlenet", init_weights=False)
